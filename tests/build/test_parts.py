@@ -110,8 +110,8 @@ def test_a_probe_for_other_classes_starts_from_all_but_its_last_layer(files):
         ),
         ([*SMALL, "pretrained={}/half.pt"], "pretrained", "half.pt is truncated or not a PyTorch file"),
         ([*SMALL, "pretrained={}/code.pt"], "pretrained", "code.pt is refused.*can run code"),
-        ([*SMALL, "pretrained={}/other.pt"], "pretrained", "other.pt is in no format that is known here"),
-        ([*SMALL, "pretrained={}/absent.pt"], "pretrained", "absent.pt is not there"),
+        ([*SMALL, "pretrained={}/other.pt"], "pretrained", "other.pt has an unknown format"),
+        ([*SMALL, "pretrained={}/absent.pt"], "pretrained", "absent.pt does not exist"),
         ([*SMALL, "init_from={}/absent.pt"], "init_from", "absent.pt is not a file"),
         (
             [*SMALL, "pretrained={}/encoder.pt", "model.encoder.positions=sincos"],

@@ -246,7 +246,7 @@ def test_a_model_that_is_no_graph_is_named():
 
 @pytest.mark.parametrize("opset", [11, 17, 99])
 def test_operator_sets_that_cannot_express_the_layers_are_refused(opset, small, tmp_path):
-    with pytest.raises(UserError, match=rf"opset={opset} cannot be written: .*opset 18 or later.*up to \d\d"):
+    with pytest.raises(UserError, match=rf"opset={opset} cannot be written: .*opset 18 or later.*opset \d\d at most"):
         save_onnx(small[1], tmp_path / "model.onnx", opset, {})
 
 
@@ -286,7 +286,7 @@ def test_differences_are_measured_over_all_batches():
 @pytest.mark.parametrize("given", [torch.full((1, 1, 2), torch.nan), torch.zeros(1, 2, 2)])
 def test_outputs_that_are_no_logits_of_the_clips_are_refused(given):
     expected = [(torch.zeros(1, 1, 3, 4, 8, 8), torch.ones(1, 1, 2), torch.ones(1, 2))]
-    with pytest.raises(UserError, match="where PyTorch gives|not finite"):
+    with pytest.raises(UserError, match="but PyTorch|not finite"):
         difference(lambda clips: (given, torch.ones(1, 2)), expected)
 
 

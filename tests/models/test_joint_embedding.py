@@ -261,7 +261,7 @@ def test_traced_as_one_graph():
         ),
         (
             {"teacher": ViT3D(SIZE, FRAMES, 48, 1, 4, patch_size=32), "momentum": 1},
-            r"objective\.teacher has patch_size=32, and model\.encoder\.patch_size=16",
+            r"objective\.teacher has patch_size=32, but model\.encoder\.patch_size=16",
         ),
         ({"teacher": nn.Linear(2, 2)}, r"objective\.teacher is a Linear, which cannot"),
     ],
@@ -277,6 +277,6 @@ def test_tables_need_a_width_that_they_can_be_cut_from():
 
 
 def test_masks_are_tried_before_the_start():
-    with pytest.raises(UserError, match=r"a block of 0\.15 of 2x2 places has none"):
+    with pytest.raises(UserError, match=r"a block of 0\.15 of 2x2 places is empty"):
         ours(masks=BlockMasks()).masks.check((2, 2, 2))
     ours(masks=TubeMasks()).masks.check((2, 4, 4))

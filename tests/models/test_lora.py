@@ -227,7 +227,7 @@ def test_a_compiled_encoder_computes_the_same(name):
         ({"dropout": -0.1}, r"lora.dropout=-0.1 must be 0 or more"),
         (
             {"targets": ["*.attn.qkv", "*.attn.query"]},
-            r"lora.targets=\['\*.attn.qkv', '\*.attn.query'\]: no linear layer of ViT3D is called \*.attn.query; it "
+            r"lora.targets=\['\*.attn.qkv', '\*.attn.query'\]: no linear layer of ViT3D matches \*.attn.query; it "
             r"has blocks.\*.attn.qkv \(2\), blocks.\*.attn.proj \(2\), blocks.\*.mlp.fc1 \(2\), blocks.\*.mlp.fc2",
         ),
         ({"targets": []}, r"lora.targets=\[\]"),
@@ -245,7 +245,7 @@ def test_networks_without_linear_layers_and_adapters_twice():
         add_adapters(TorchvisionResNet("r3d_18"), 4, 8)
     vit = encoder("vit3d")
     add_adapters(vit, 4, 8)
-    with pytest.raises(UserError, match="has adapters already"):
+    with pytest.raises(UserError, match="already has adapters"):
         add_adapters(vit, 4, 8)
 
 

@@ -236,7 +236,7 @@ def test_widths_that_do_not_fit(options, message):
         (lambda: nn.Linear(2, 2), r"model\.encoder is a Linear, which cannot .* have a ViT3D: vit3d_\*"),
         (
             lambda: ViT3D(SIZE, FRAMES, 48, 2, 4, out_layers=[0, 1]),
-            r"model\.encoder\.out_layers=\[0, 1\] gives several",
+            r"model\.encoder\.out_layers=\[0, 1\] returns several",
         ),
     ],
 )

@@ -140,7 +140,7 @@ def test_a_block_has_the_size_of_the_formula():
             lambda: BlockMasks(aspect=[1.5, 0.75]),
             r"objective\.masks\.aspect=\[1\.5, 0\.75\] must be two numbers",
         ),
-        (lambda: BlockMasks().check((8, 2, 2)), r"a block of 0\.15 of 2x2 places has none; raise it"),
+        (lambda: BlockMasks().check((8, 2, 2)), r"a block of 0\.15 of 2x2 places is empty; raise it"),
         (
             lambda: BlockMasks([200], [0.7]).check(GRID),
             r"200 blocks of 0\.7 hide all 14x14 places of a frame, and leave",

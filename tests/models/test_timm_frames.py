@@ -286,17 +286,17 @@ def test_traced_as_one_graph():
             {"spatial_size": 2, "features": "spatial"},
             r"model\.encoder\.spatial_size=2 is more than the 1x1 places .*clip\.size larger",
         ),
-        ({"backbone": "inception_v3"}, r"clip\.size=32x32: inception_v3 does not take such frames"),
+        ({"backbone": "inception_v3"}, r"clip\.size=32x32: inception_v3 cannot process frames of this size"),
         ({"backbone": "vit_small_patch14_dinov2"}, r"clip\.size=32x32: .*divisible by patch size \(14\)"),
         ({"drop_path": 1.0}, r"model\.encoder\.drop_path=1\.0 must be a share from 0 to below 1"),
         ({"backbone": "densenet121", "drop_path": 0.1}, r"drop_path=0\.1: densenet121 has no drop path"),
         (
             {"backbone": "inception_next_atto", "features": "spatial"},
-            r"gives no features for every place .*Cannot disable pooling\); set model\.encoder\.features=pooled",
+            r"has no features for every place .*Cannot disable pooling\); set model\.encoder\.features=pooled",
         ),
         (
             {"backbone": "deit_tiny_distilled_patch16_224", "features": "spatial", "image_size": 224},
-            r"gives no features for every place of a frame \(but \[1, 192\]\); set model\.encoder\.features=pooled",
+            r"has no features for every place of a frame \(but \[1, 192\]\); set model\.encoder\.features=pooled",
         ),
     ],
 )
@@ -306,12 +306,12 @@ def test_what_cannot_be_built(options, message):
 
 
 def test_a_clip_that_the_model_cannot_take():
-    with pytest.raises(UserError, match=r"clip\.size=40x40: vit_tiny_patch16_224 does not take such frames"):
+    with pytest.raises(UserError, match=r"clip\.size=40x40: vit_tiny_patch16_224 cannot process frames of this size"):
         encoder("vit_tiny_patch16_224", 32)(clip(40))
 
 
 def test_a_clip_of_one_frame_has_no_differences():
-    with pytest.raises(UserError, match=r"clip\.frames=1 has no differences .*set clip\.frames to 2 or more"):
+    with pytest.raises(UserError, match=r"clip\.frames=1 has no frame differences.*set clip\.frames to 2 or more"):
         TimmFrames("test_resnet", 32, input="both")(clip(32, frames=1))
 
 

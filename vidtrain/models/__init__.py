@@ -1,20 +1,20 @@
-"""From a batch to clip logits.
+"""Networks that map a batch of clips to clip logits.
 
 vit3d.py              the ViT-3D encoder
 positions.py          sin-cos tables and rotary positions
-classifier.py         encoder + head + clip fusion, what an encoder must have, many heads, recomputed activations; any
-                      network as it is
-heads.py              mean, fully convolutional and attentive heads; where in a clip an answer comes from
+classifier.py         VideoClassifier (encoder, head, clip fusion), the encoder protocol, head grids, recomputed
+activations; an adapter for any network
+heads.py              mean, fully convolutional and attentive heads; attention maps and Grad-CAM
 temporal_heads.py     heads along time: statistics of change, convolutions, a small transformer
-timm_frames.py        any image model of timm, frame by frame, its parts in the order of depth
-slowfast.py           residual networks over video: SlowFast, its slow pathway alone, the pieces
+timm_frames.py        any image model of timm, applied frame by frame
+slowfast.py           SlowFast, its slow pathway alone, and the residual blocks of 3D convolutions that others use too
 x3d.py                X3D
 hiera.py              Hiera
 resnext3d.py          ResNet3D and ResNeXt3D, basic or bottleneck, pre- or post-activated
 torchvision_video.py  torchvision's video models
-lora.py               low-rank adapters beside frozen linear layers, and in checkpoints
-masks.py              which tokens are shown in pretraining and which are predicted, each from a sample's seed
+lora.py               low-rank adapters for frozen linear layers, and their entries in checkpoints
+masks.py              draws visible and hidden tokens for pretraining, from a sample's seed
 masked_models.py      VideoMAE, V-JEPA and SALT: networks that learn from videos without labels
-exporting.py          from a classifier to a graph in a file, compared with PyTorch; an ONNX file as a model
-weights/              published weights: found, recognized, compared with the model, placed
+exporting.py          exports a classifier as a graph and compares it with PyTorch; runs an ONNX file as a model
+weights/              finds published weights, recognizes their format and loads them into a model
 """

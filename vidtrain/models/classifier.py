@@ -1,4 +1,4 @@
-"""From the clips of a video to logits; the same in training and in evaluation."""
+"""The classifier that maps the clips of a video to logits, in training and in evaluation."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,7 +25,7 @@ ENCODER_MEMBERS = {
 
 
 class Encoder(Protocol):
-    """What an encoder must have: an `nn.Module` that maps clips [B c t h w] to tokens [B N d], with four members."""
+    """The interface of an encoder: an `nn.Module` that maps clips [B c t h w] to tokens [B N d], with four members."""
 
     @property
     def embed_dim(self) -> int:
@@ -42,7 +42,7 @@ class Encoder(Protocol):
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """Tokens along t, h and w of a clip. Raises UserError for a clip that does not fit."""
 
-    # what our code calls of nn.Module
+    # members of nn.Module that our code uses
     def __call__(self, clips: Tensor, /) -> Tensor: ...
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
     def named_parameters(
@@ -62,22 +62,22 @@ class HeadFactory(Protocol):
 
 
 class EncoderWithHead(nn.Module):
-    """What is trained: an encoder, and a head on its tokens. What it takes and gives is each one's own matter."""
+    """A network of an encoder and a head on its tokens. Subclasses define their inputs and outputs."""
 
     encoder: Encoder
     head: nn.Module
 
 
 class VideoClassifier(EncoderWithHead):
-    """Clips [b n c t h w] of normalized floats -> clip logits [b n k], never probabilities.
+    """Clips [b n c t h w] of normalized floats -> clip logits [b n k] (not probabilities).
 
-    `fusion` names how one answer for the video comes of its n clips. For mean_logits and mean_probs each clip is judged
-    alone, and the evaluation takes the mean. For joint the head attends to the tokens of all clips together, so there
+    `fusion` names how the n clips of a video are combined. With mean_logits and mean_probs each clip has its own
+    logits, and the evaluation averages them. With joint the head attends to the tokens of all clips together, so there
     is one row of logits: [b 1 k].
 
-    `published` are the clips that the model's published weights were made for, by keys of `PUBLISHED`. Nothing is
-    computed with them here: `clip` of a configuration takes them as its defaults. Raises UserError for an unknown
-    fusion or key, and for an encoder that lacks one of those four members.
+    `published` holds the clip settings of the model's published weights, by keys of `PUBLISHED`. This class does not
+    use them: they are the defaults of `clip` in the configuration. Raises UserError for an unknown fusion or key, and
+    for an encoder that lacks one of the four members.
     """
 
     fusion: str
@@ -106,7 +106,7 @@ class VideoClassifier(EncoderWithHead):
 
 
 def check_encoder(encoder: object) -> None:
-    """Raises UserError where the encoder lacks what the head or the training reads, naming who needs it."""
+    """Raises UserError if the encoder lacks a member of `Encoder`, naming where it is needed."""
     missing = [f"{name} (needed by {reader})" for name, reader in ENCODER_MEMBERS.items() if not hasattr(encoder, name)]
     if missing:
         raise UserError(f"model.encoder: {type(encoder).__name__} has no {'; no '.join(missing)}")
@@ -119,7 +119,7 @@ def encode(encoder: Encoder, clips: Tensor) -> Tensor:
 
 
 def classify(head: nn.Module, tokens: Tensor, grid: Grid, fusion: str) -> Tensor:
-    """Tokens [b n m d] of clips whose tokens lie on `grid` -> clip logits [b n k]; [b 1 k] where fusion is joint."""
+    """Tokens [b n m d] of clips, which lie on `grid`, -> clip logits [b n k]; [b 1 k] if fusion is joint."""
     n, (t, h, w) = tokens.shape[1], grid
     if fusion == "joint":  # clips follow each other in time
         tokens = rearrange(tokens, "b n m d -> b (n m) d")
@@ -128,11 +128,11 @@ def classify(head: nn.Module, tokens: Tensor, grid: Grid, fusion: str) -> Tensor
 
 
 class ManyHeads(EncoderWithHead):
-    """Clips [b n c t h w] -> clip logits [b n (h k)] of h heads side by side, those of a head together.
+    """Clips [b n c t h w] -> the concatenated clip logits [b n (h k)] of h heads.
 
-    The encoder is that of `model`, which must be frozen: it runs once a clip, without gradients. With a `grid` it does
-    not run at all: the input is then its tokens [b n m d], of clips whose tokens lie on that grid. Each head sees what
-    the head of `model` would see, fusion included.
+    The encoder of `model` must be frozen: it runs once for each clip, without gradients. With a `grid` it does not run:
+    the input then is tokens [b n m d], which lie on that grid. Each head gets the same input as the head of `model`
+    would, and the same fusion.
     """
 
     head: nn.ModuleList
@@ -155,10 +155,11 @@ class ManyHeads(EncoderWithHead):
 
 
 def recompute_activations(blocks: Iterable[nn.Module]) -> None:
-    """From now on a backward pass keeps only the inputs of each block, and runs its forward pass once more. Names and
-    numbers stay: batch norms keep statistics of the first pass alone."""
+    """Enables activation checkpointing: only the inputs of each block are kept, and its forward pass runs again in the
+    backward pass. Names of parameters and results stay the same; batch norms update statistics in the first pass
+    only."""
     for block in blocks:
-        # a partial, which copies and pickles with the block; a closure would not
+        # a partial can be copied and pickled with the block; a closure cannot
         block.forward = partial(_recomputed, block)
 
 
@@ -166,11 +167,11 @@ def _recomputed(block: nn.Module, *inputs, **named):
     forward = type(block).forward
     if not torch.is_grad_enabled():
         return forward(block, *inputs, **named)
-    if torch.compiler.is_compiling():  # takes no contexts, and writes statistics once by itself
+    if torch.compiler.is_compiling():  # accepts no contexts, and updates statistics only once anyway
         return checkpoint(forward, block, *inputs, use_reentrant=False, **named)
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        """Of the first and the second forward pass."""
+        """The contexts of the first and the second forward pass."""
         return nullcontext(), _statistics_held(block)
 
     return checkpoint(forward, block, *inputs, use_reentrant=False, context_fn=contexts, **named)
@@ -178,28 +179,26 @@ def _recomputed(block: nn.Module, *inputs, **named):
 
 @contextmanager
 def _statistics_held(block: nn.Module) -> Iterator[None]:
-    """Batch norms run as before, but what they move are copies of their statistics, which are then dropped. Without any
-    statistics they would save fewer tensors than in the first pass, which checkpointing refuses."""
-    norms = [each for each in block.modules() if isinstance(each, _BatchNorm) and each.training]
-    held = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
-    for norm, name, buffer in held:
+    """A context in which batch norms update copies of their statistics, which are then dropped. If they had no
+    statistics at all, they would save fewer tensors than in the first pass, which checkpointing does not allow."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
+    buffers = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in buffers:
         setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm, name, buffer in held:
+        for norm, name, buffer in buffers:
             setattr(norm, name, buffer)
 
 
-# --- a network as it is ---
-#
-# Any module that maps clips to logits is trained, resumed, evaluated, predicted with and exported like every model: the
-# encoder gives pixels as they are, the module is the head. It has no blocks, so it trains as a whole, at the head's
-# learning rate; features of a frozen encoder would be the pixels, so they are not kept.
+# --- an adapter for any network ---  Any module that maps clips to logits can be trained, resumed, evaluated and
+# exported like other models: the encoder returns the pixels, and the module is the head. It has no blocks, so it trains
+# as a whole, at the head's learning rate. Its features cannot be cached, as they would be the pixels.
 
 
 class Pixels(nn.Module):
-    """Encoder without parameters: each pixel of a clip [b c t h w] is a token, [b (t h w) c]."""
+    """An encoder without parameters: each pixel of a clip [b c t h w] is a token, [b (t h w) c]."""
 
     def __init__(self, in_channels: int = 3):
         super().__init__()
@@ -215,7 +214,7 @@ class Pixels(nn.Module):
 
 
 class WholeModule(nn.Module):
-    """Head over `Pixels`: puts them together to clips [b c t h w], which `net(num_classes=...)` maps to logits."""
+    """The head for `Pixels`: reassembles clips [b c t h w], which `net(num_classes=...)` maps to logits."""
 
     def __init__(self, embed_dim: int, num_classes: int, net: Callable[..., nn.Module]):
         super().__init__()

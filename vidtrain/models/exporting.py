@@ -1,5 +1,4 @@
-"""From a VideoClassifier to files that other programs run, ONNX, torch.export or safetensors, compared with PyTorch
-before anyone relies on them."""
+"""Exports a VideoClassifier as ONNX, torch.export or safetensors, and compares the exported graph with PyTorch."""
 
 import logging
 import warnings
@@ -19,21 +18,21 @@ from vidtrain.files.folders import install_hint
 
 INPUTS = ("uint8", "float32")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# The largest difference to PyTorch in float32, relative to the largest logit, that rounding in a precision explains
+# The largest allowed difference to PyTorch in float32, relative to the largest logit: rounding explains that much
 MAX_DIFFERENCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2}
-SAMPLES = ((1, 1), (3, 1), (2, 2))  # videos and views of the batches that a graph and PyTorch are compared on
+SAMPLES = ((1, 1), (3, 1), (2, 2))  # (videos, views) of the batches on which a graph is compared with PyTorch
 INPUT_NAME, OUTPUT_NAMES = "clips", ("clip_logits", "probabilities")
-LEAST_OPSET = 18  # the operators that PyTorch's exporter writes are those of this version and later
+LEAST_OPSET = 18  # the lowest version whose operators PyTorch's exporter writes
 TOO_BIG_FOR_ONE_FILE = 1 << 30  # bytes of weights; an ONNX file ends at 2 GiB
 
 
 class ClipGraph(nn.Module):
-    """What is exported: clips [videos views 3 t h w] -> clip logits [videos views k] and probabilities [videos k].
+    """The exported graph: clips [videos views 3 t h w] -> clip logits [videos views k] and probabilities [videos k].
 
-    With `input="uint8"` the graph divides by 255 and normalizes by `mean` and `std` (a number a channel) itself; with
-    float32 it takes clips that are normalized already. `predict` gives the probabilities of clip logits. Outputs are
-    float32 in every `precision`; a model that sees all views jointly gives one row of clip logits. Raises UserError for
-    an unknown input or precision.
+    With `input="uint8"` the graph divides by 255 and normalizes by `mean` and `std` (one number for each channel); with
+    float32 it takes normalized clips. `predict` maps clip logits to probabilities. Outputs are float32 in every
+    `precision`. A model that attends over all views jointly has one row of clip logits. Raises UserError for an unknown
+    input or precision.
     """
 
     mean: Tensor
@@ -67,10 +66,10 @@ class ClipGraph(nn.Module):
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an exported graph is from PyTorch in float32 on random clips, over all of `SAMPLES`.
+    """Differences between an exported graph and PyTorch in float32 on random clips, over all of `SAMPLES`.
 
-    `relative` is the largest difference of a clip logit divided by the largest logit, `absolute` the same undivided,
-    `probability` the largest difference of a probability; `equal_top1` is the share of videos with equal answers.
+    `absolute` is the largest difference of a clip logit, `relative` the same divided by the largest logit,
+    `probability` the largest difference of a probability, `equal_top1` the share of videos with the same top-1.
     """
 
     relative: float
@@ -86,15 +85,15 @@ class Difference:
 
 
 def random_clips(graph: ClipGraph, shape: Sequence[int], seed: int = 0) -> Tensor:
-    """Clips of the given shape as `graph` takes them: every value equally likely, the same for a seed."""
+    """Random clips of the given shape, in the dtype that `graph` takes: uniform pixels from the seed."""
     pixels = torch.randint(0, 256, tuple(shape), generator=torch.Generator().manual_seed(seed)).byte()
     return pixels if graph.input == "uint8" else (pixels.float() / 255 - graph.mean) / graph.std
 
 
 @torch.no_grad()
 def reference_outputs(graph: ClipGraph, clip_shape: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(clips, clip logits, probabilities) of PyTorch for each of `SAMPLES`; `clip_shape` is (t, h, w). Take them of the
-    graph in fp32, so that what another precision costs shows in the difference."""
+    """(clips, clip logits, probabilities) of PyTorch for each of `SAMPLES`; `clip_shape` is (t, h, w). `graph` should
+    be in fp32, so that the difference includes the rounding of a lower precision."""
     batches = [random_clips(graph, (*sample, 3, *clip_shape)) for sample in SAMPLES]
     return [(clips, *graph(clips)) for clips in batches]
 
@@ -102,37 +101,40 @@ def reference_outputs(graph: ClipGraph, clip_shape: Sequence[int]) -> list[tuple
 def difference(
     run: Callable[[Tensor], tuple[Tensor, Tensor]], expected: Sequence[tuple[Tensor, Tensor, Tensor]]
 ) -> Difference:
-    """Holds what `run` gives for the clips of `reference_outputs` against what PyTorch gave."""
-    logits, chances, largest, equal, videos = 0.0, 0.0, 0.0, 0, 0
-    for clips, own_logits, own_chances in expected:
-        run_logits, run_chances = run(clips)
-        if run_logits.shape != own_logits.shape or not bool(run_logits.isfinite().all()):
+    """Compares the outputs of `run` with `expected`, the outputs of `reference_outputs`. Raises UserError if a shape
+    differs or a value is not finite."""
+    logit_difference, probability_difference, largest, equal, videos = 0.0, 0.0, 0.0, 0, 0
+    for clips, expected_logits, expected_probabilities in expected:
+        logits, probabilities = run(clips)
+        if logits.shape != expected_logits.shape or not bool(logits.isfinite().all()):
             raise UserError(
-                f"for clips {list(clips.shape)} the exported graph gives {list(run_logits.shape)}, where PyTorch "
-                f"gives {list(own_logits.shape)}, or values that are not finite"
+                f"for clips {list(clips.shape)} the exported graph returns {list(logits.shape)}, but PyTorch "
+                f"{list(expected_logits.shape)}, or values that are not finite"
             )
-        logits = max(logits, float((run_logits - own_logits).abs().max()))
-        chances = max(chances, float((run_chances - own_chances).abs().max()))
-        largest = max(largest, float(own_logits.abs().max()))
-        equal += int((run_chances.argmax(dim=-1) == own_chances.argmax(dim=-1)).sum())
-        videos += len(own_chances)
-    return Difference(logits / max(largest, 1e-12), logits, chances, equal / videos)
+        logit_difference = max(logit_difference, float((logits - expected_logits).abs().max()))
+        probability_difference = max(
+            probability_difference, float((probabilities - expected_probabilities).abs().max())
+        )
+        largest = max(largest, float(expected_logits.abs().max()))
+        equal += int((probabilities.argmax(dim=-1) == expected_probabilities.argmax(dim=-1)).sum())
+        videos += len(expected_probabilities)
+    return Difference(logit_difference / max(largest, 1e-12), logit_difference, probability_difference, equal / videos)
 
 
 def check_difference(difference: Difference, what: str, limit: float) -> None:
-    """Raises UserError for a graph that does not compute what the model does."""
+    """Raises UserError if a graph differs from the model by more than `limit`."""
     if not difference.relative <= limit:
         raise UserError(
-            f"{what} {difference}, more than max_difference={limit:g} allows; nothing should rely on it. Export in a "
-            "higher precision, or say max_difference= if that is good enough"
+            f"{what} {difference}, more than max_difference={limit:g} allows. Export in a higher precision, or raise "
+            "max_difference if the difference is acceptable"
         )
 
 
 @torch.no_grad()
 def trace(graph: ClipGraph, clip_shape: Sequence[int]) -> ExportedProgram:
-    """The program of a graph for any number of videos and views of clips (t, h, w); without gradients, so activations
-    are never recomputed. Raises UserError where the model's code cannot be turned into a graph."""
-    # sizes that no dimension of a model shares by chance
+    """Traces a graph for any number of videos and views, with clips of (t, h, w). It runs without gradients, so that
+    activation checkpointing is off. Raises UserError if the model's code cannot be turned into a graph."""
+    # sizes that other dimensions are unlikely to have
     example = random_clips(graph, (2, 3, 3, *clip_shape))
     shapes = {"clips": {0: Dim("videos"), 1: Dim("views")}}
     try:
@@ -142,12 +144,12 @@ def trace(graph: ClipGraph, clip_shape: Sequence[int]) -> ExportedProgram:
     except Exception as error:  # the tracer runs the model's code, which may raise anything
         raise UserError(
             f"{type(graph.model.encoder).__name__} cannot be turned into a graph: {first_line(error)}; "
-            "formats=[safetensors] needs none"
+            "formats=[safetensors] needs no graph"
         ) from error
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, without what follows."""
+    """The first line of an error's message, or the error's type."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
@@ -156,12 +158,11 @@ def first_line(error: BaseException) -> str:
 
 
 class OnnxClassifier(nn.Module):
-    """Clips [b n 3 t h w] -> clip logits [b n k], by the graph in the file `path`, on the CPU.
+    """Clips [b n 3 t h w] -> clip logits [b n k], computed on the CPU by the ONNX graph in the file `path`.
 
-    `takes_uint8` tells whether clips are pixels as they are, which the graph normalizes, or normalized floats.
-    `metadata` is what the file says of itself. `fusion` is the caller's, who fuses the clip logits; only whether the
-    model sees all clips jointly is in the graph. Raises UserError for a file that is not such a graph, without
-    onnxruntime, and for clips of another size.
+    `takes_uint8` tells whether the graph takes uint8 pixels and normalizes them, or takes normalized floats. `metadata`
+    is that of the file. `fusion` is the fusion that the caller applies to the clip logits. Raises UserError if the file
+    is not a graph of `save_onnx`, if onnxruntime is not installed, and for clips of another size.
     """
 
     def __init__(self, path: Path, fusion: str):
@@ -169,8 +170,8 @@ class OnnxClassifier(nn.Module):
         self.path = path
         self.fusion = fusion
         self.session = onnx_session(path)
-        inputs = {each.name: each for each in self.session.get_inputs()}
-        outputs = {each.name: each for each in self.session.get_outputs()}
+        inputs = {argument.name: argument for argument in self.session.get_inputs()}
+        outputs = {argument.name: argument for argument in self.session.get_outputs()}
         if set(inputs) != {INPUT_NAME} or set(outputs) != set(OUTPUT_NAMES):
             raise UserError(
                 f"{path} was not exported by vidtrain: it takes {', '.join(inputs)} and gives {', '.join(outputs)}"
@@ -186,11 +187,11 @@ class OnnxClassifier(nn.Module):
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Clip logits [b n k] and the probabilities [b k] of the videos, on the device of the clips."""
         if tuple(clips.shape[2:]) != self.clip_shape:
-            taken, given = ("{1} frames at {2}x{3}".format(*shape) for shape in (self.clip_shape, clips.shape[2:]))
-            raise UserError(f"{self.path} takes clips of {taken}, not of {given}: export the model at this size")
+            expected, actual = ("{1} frames at {2}x{3}".format(*shape) for shape in (self.clip_shape, clips.shape[2:]))
+            raise UserError(f"{self.path} takes clips of {expected}, not of {actual}: export the model at this size")
         outputs = self.session.run(list(OUTPUT_NAMES), {INPUT_NAME: clips.cpu().numpy()})
-        logits, chances = (torch.from_numpy(output).to(clips.device) for output in outputs)
-        return logits, chances
+        logits, probabilities = (torch.from_numpy(output).to(clips.device) for output in outputs)
+        return logits, probabilities
 
 
 def onnx_session(path: Path) -> Any:
@@ -206,7 +207,7 @@ def onnx_session(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class
         raise UserError(
-            f"onnxruntime cannot run {path}, in the operators or the precision that it is in: {first_line(error)}"
+            f"onnxruntime cannot run the operators or the precision of {path}: {first_line(error)}"
         ) from error
 
 
@@ -220,7 +221,7 @@ def save_program(program: ExportedProgram, path: Path, card: str) -> None:
 
 
 def program_runner(path: Path) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """What a file of `save_program` computes, read back from the disk."""
+    """A function that runs the program in a file of `save_program`."""
     module = torch.export.load(path).module()
 
     @torch.no_grad()
@@ -234,9 +235,8 @@ def program_runner(path: Path) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 
 def save_onnx(program: ExportedProgram, path: Path, opset: int, metadata: Mapping[str, str]) -> None:
-    """Writes a program as an ONNX graph of operator set `opset`, with `metadata` inside it; weights that are too large
-    for one file lie beside it, in a file of the same name and .data at its end. Raises UserError where the operator
-    set, or ONNX itself, cannot express the program."""
+    """Writes a program as an ONNX graph of operator set `opset`, with `metadata` inside. Weights above 1 GiB are
+    written to NAME.data beside it. Raises UserError if ONNX, or the operator set, cannot express the program."""
     check_onnx(opset)
     with _quiet():
         try:
@@ -250,18 +250,17 @@ def save_onnx(program: ExportedProgram, path: Path, opset: int, metadata: Mappin
                 dynamo=True,
                 verbose=False,
             )
-        except Exception as error:  # its own errors are of many kinds, and private
+        except Exception as error:  # the exporter's errors are private, and have many types
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
-            why = f"ONNX cannot express this model: {first_line(cause)}; formats=[torch_export] may do"
+            why = f"ONNX cannot express this model: {first_line(cause)}; formats=[torch_export] may work"
             raise UserError(why) from error
-    assert exported is not None  # as dynamo=True is said
+    assert exported is not None  # true with dynamo=True
     written = exported.model.opset_imports[""]
     if written != opset:
         raise UserError(
-            f"opset={opset} cannot express all layers of this model: what it can be written in is opset {written}; say "
-            f"opset={written}"
+            f"opset={opset} cannot express all layers of this model, which need opset {written}; say opset={written}"
         )
     exported.model.metadata_props.update(metadata)
     if sum(tensor.nbytes for tensor in program.state_dict.values()) > TOO_BIG_FOR_ONE_FILE:
@@ -272,7 +271,7 @@ def save_onnx(program: ExportedProgram, path: Path, opset: int, metadata: Mappin
 
 
 def check_onnx(opset: int) -> None:
-    """Raises UserError where the packages for ONNX, or the operator set in them, are absent."""
+    """Raises UserError if the packages for ONNX are not installed, or do not support the operator set."""
     try:
         import onnx
         import onnxruntime  # noqa: F401
@@ -284,8 +283,8 @@ def check_onnx(opset: int) -> None:
     newest = onnx.defs.onnx_opset_version()
     if not LEAST_OPSET <= opset <= newest:
         raise UserError(
-            f"opset={opset} cannot be written: the layers are expressed in operators of opset {LEAST_OPSET} or later, "
-            f"and the installed onnx knows those up to {newest}"
+            f"opset={opset} cannot be written: PyTorch exports operators of opset {LEAST_OPSET} or later, and the "
+            f"installed onnx supports opset {newest} at most"
         )
 
 
@@ -293,8 +292,8 @@ def check_onnx(opset: int) -> None:
 
 
 def save_weights(model: nn.Module, path: Path, precision: str, metadata: Mapping[str, str]) -> None:
-    """Writes the model's state dict, in which floats are of the given precision, and reads it back to compare. Raises
-    UserError for a file that does not hold what was written."""
+    """Writes the model's state dict with floats in the given precision, reads it back and compares. Raises UserError if
+    they differ."""
     dtype = PRECISIONS[precision]
     tensors = {
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).cpu().clone().contiguous()
@@ -302,10 +301,10 @@ def save_weights(model: nn.Module, path: Path, precision: str, metadata: Mapping
     }
     with written_whole(path) as temporary:
         save_file(tensors, temporary, metadata=dict(metadata))
-        temporary.chmod(0o644)  # save_file lets nobody else read it
+        temporary.chmod(0o644)  # save_file makes it readable for its owner only
     read = load_file(path)
     if read.keys() != tensors.keys() or not all(torch.equal(read[name], tensors[name]) for name in tensors):
-        raise UserError(f"{path} does not hold what was written into it: is the disk sound?")
+        raise UserError(f"{path} does not hold what was written into it: the disk may be damaged")
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -313,8 +312,8 @@ def save_weights(model: nn.Module, path: Path, precision: str, metadata: Mapping
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` once it is whole. Raises UserError where it cannot be written."""
-    temporary = path.with_name(f".writing.{path.name}")  # torch wants the ending that it knows
+    """Yields a temporary path to write to, which is renamed to `path` at the end. Raises UserError if writing fails."""
+    temporary = path.with_name(f".writing.{path.name}")  # torch requires the suffix of `path`
     try:
         yield temporary
         temporary.replace(path)
@@ -326,7 +325,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on its own insides; what matters of them becomes an error here."""
+    """A context that suppresses the exporter's log; failures raise errors anyway."""
     levels = {
         logging.getLogger("torch.onnx"): logging.ERROR,
         logging.getLogger("onnxscript"): logging.CRITICAL,

@@ -1,8 +1,9 @@
-"""Heads: from the tokens [b n d] of a clip, which lie on a grid (t, h, w), to logits [b k]; and where they looked.
+"""Heads map the tokens [b n d] of a clip, which lie on a grid (t, h, w), to logits [b k]; and heat maps of their
+inputs.
 
-One linear layer over the mean of the tokens, or at every place of a convolutional network; and V-JEPA 2's attentive
-probe: blocks of self-attention over the tokens, then one learned query that attends to them, by the parameter names and
-the initialization of its published probes. Heads that look at change over time are in temporal_heads.py.
+They are a linear layer over the mean of the tokens, a linear layer at every place of a convolutional network, and
+V-JEPA 2's attentive probe: blocks of self-attention over the tokens, then a learned query that attends to them, with
+the parameter names and initialization of the published probes. Heads along time are in temporal_heads.py.
 """
 
 import math
@@ -32,10 +33,10 @@ KINDS = ("attention", "grad_cam")
 
 
 class MeanPoolClassifier(nn.Module):
-    """One vector for all tokens, norm, dropout, one linear layer; [b n d] -> logits [b k].
+    """Pooled tokens, norm, dropout, a linear layer: [b n d] -> logits [b k].
 
-    `pool` is the mean of the tokens, or the first of them, where the encoder gives a class token. The norm is
-    VideoMAE's; with `norm=False` this is the head of most convolutional networks.
+    `pool` is the mean of the tokens, or the first token for an encoder with a class token. The norm is VideoMAE's; with
+    `norm=False` this is the head of most convolutional networks.
     """
 
     def __init__(
@@ -61,16 +62,15 @@ class MeanPoolClassifier(nn.Module):
 
 
 class FullyConvolutionalClassifier(nn.Module):
-    """Linear layer at every place of the grid, then the mean of its logits; [b n d] -> [b k].
+    """A linear layer at every place of the grid, then the mean of its logits: [b n d] -> [b k].
 
-    `pool_size` (t, h, w) is the window that is averaged, a step of one at a time, before the layer: a larger clip than
-    in training gives more windows, each as the layer knows it. None averages the whole grid, which a linear layer
-    cannot tell from the mean of its logits. `hidden` is the width of another layer before that one, with a ReLU and
-    without bias, as in X3D.
+    `pool_size` (t, h, w) is the window over which tokens are averaged before the layer, with a stride of 1: a clip
+    larger than in training has more windows of the same size. None averages the whole grid, which is the same as the
+    mean of the logits. `hidden` is the width of another layer before the last, with a ReLU and without bias, as in X3D.
 
-    With `window_fusion="mean_probs"` a clip's logits in evaluation are the logarithms of the mean probabilities of its
-    windows, as in facebookresearch/SlowFast, slowfast/models/head_helper.py. Raises UserError for a grid smaller than
-    the window.
+    With `window_fusion="mean_probs"`, a clip's logits in evaluation are the logarithms of the mean probabilities over
+    windows, as in facebookresearch/SlowFast, slowfast/models/head_helper.py. Raises UserError if the grid is smaller
+    than the window.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class FullyConvolutionalClassifier(nn.Module):
         return logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
 
 
-# --- V-JEPA 2's probe ---
+# --- V-JEPA 2's attentive probe ---
 
 
 class CrossAttention(nn.Module):
@@ -132,7 +132,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """queries + attention(queries, norm(tokens)), then + mlp(norm(.)); attention takes queries unnormed."""
+    """x = queries + attention(queries, norm(tokens)), then x + mlp(norm(x)). The queries are not normed."""
 
     def __init__(self, dim: int, num_heads: int, mlp_hidden: int, norm_eps: float):
         super().__init__()
@@ -147,7 +147,7 @@ class CrossAttentionBlock(nn.Module):
 
 
 class AttentivePooler(nn.Module):
-    """Tokens [b n d] -> one vector each, [b d].
+    """Tokens [b n d] -> one vector for each clip, [b d].
 
     `depth` counts attention layers: depth - 1 blocks of self-attention, then the cross-attention.
     `complete_block=False` leaves the bare cross-attention: no norm, no residual, no MLP. Raises UserError when the
@@ -198,13 +198,13 @@ class AttentivePooler(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = self.attended(tokens)
-        # not len(), which an exported graph takes for a constant
+        # not len(), which would become a constant in an exported graph
         queries = repeat(self.query_tokens, "1 m d -> b m d", b=tokens.shape[0])
         return rearrange(self.cross_attention_block(queries, tokens), "b 1 d -> b d")
 
 
 class AttentiveClassifier(nn.Module):
-    """Attentive pooler (see there for the arguments), dropout, one linear layer: [b n d] -> logits [b k]."""
+    """`AttentivePooler`, dropout, a linear layer: [b n d] -> logits [b k]. See the pooler for the arguments."""
 
     def __init__(
         self,
@@ -229,29 +229,29 @@ class AttentiveClassifier(nn.Module):
         return self.linear(self.dropout(self.pooler(tokens)))
 
 
-# --- where in a clip an answer comes from ---
+# --- heat maps: which tokens an answer depends on ---
 
 
 def kinds_of(model: nn.Module, frames: int, height: int, width: int) -> tuple[str, ...]:
-    """Which of `KINDS` can be drawn of a model on clips of this size, the first to be preferred. Attention needs an
-    attentive pooler, Grad-CAM tokens that have a place: a model that gives its head one token, such as a class token,
-    has nothing to show. An exported graph gives logits alone."""
+    """The kinds of heat maps, of `KINDS`, that a model supports for clips of this size, the preferred one first.
+    Attention needs an attentive pooler. Grad-CAM needs several tokens with places, so not a single class token. An
+    exported graph has no heat maps, as it returns only logits."""
     if not isinstance(model, VideoClassifier) or math.prod(model.encoder.grid(frames, height, width)) == 1:
         return ()
     return KINDS if isinstance(model.head, AttentiveClassifier) else KINDS[1:]
 
 
 def tokens_and_logits(model: VideoClassifier, clips: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens [b n m d] of clips [b n c t h w], and the clip logits that `model` gives for them, to the bit."""
+    """The tokens [b n m d] of clips [b n c t h w], and the clip logits, equal to the bit to those of `model(clips)`."""
     tokens = encode(model.encoder, clips)
     return tokens, classify(model.head, tokens, model.encoder.grid(*clips.shape[3:]), model.fusion)
 
 
 @torch.no_grad()
 def pooler_attention(pooler: AttentivePooler, tokens: Tensor) -> Tensor:
-    """How much of its attention the pooler's query gives to each token: [b n d] -> [b n], each row of sum 1. softmax(q
-    k^T / sqrt(d)) of the cross-attention, the mean over heads. With `depth` above 1 blocks of self-attention come
-    before it, so a weight is then of what a token has gathered from everywhere, at its place."""
+    """The attention weights of the pooler's query, softmax(q k^T / sqrt(d)), averaged over heads: tokens [b n d] -> [b
+    n], each row with sum 1. With `depth` above 1, blocks of self-attention come first, so a token at a place then
+    contains information from other places too."""
     tokens, last = pooler.attended(tokens), pooler.cross_attention_block
     if isinstance(last, CrossAttentionBlock):
         tokens, last = last.norm1(tokens), last.xattn
@@ -262,8 +262,8 @@ def pooler_attention(pooler: AttentivePooler, tokens: Tensor) -> Tensor:
 
 
 def attention_map(model: VideoClassifier, tokens: Tensor, grid: Grid) -> Tensor:
-    """The pooler's attention over the clips' tokens [b n m d], at their places: float32 [b n t h w]. Where clips are
-    judged jointly the weights of a video sum to 1 over all of them, else those of each clip."""
+    """The pooler's attention weights for tokens [b n m d], at their places: float32 [b n t h w]. They sum to 1 over
+    each clip, or over all clips of a video if fusion is joint."""
     assert isinstance(model.head, AttentiveClassifier)
     n, tokens = tokens.shape[1], tokens.float()
     together = "b n m d -> b (n m) d" if model.fusion == "joint" else "b n m d -> (b n) m d"
@@ -272,11 +272,12 @@ def attention_map(model: VideoClassifier, tokens: Tensor, grid: Grid) -> Tensor:
 
 
 def grad_cam(model: VideoClassifier, tokens: Tensor, grid: Grid, classes: Tensor) -> Tensor:
-    """What speaks for the `classes` [b] in the clips' tokens [b n m d], at their places: float32 [b n t h w], >= 0.
+    """The evidence for `classes` [b] in the tokens [b n m d], at their places: float32 [b n t h w], >= 0.
 
-    At each place the gradient of the class's logit times the activation, summed over channels, negatives as 0. Where
-    the head treats all places alike (mean pooling) that is Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) on the
-    last features; elsewhere HiResCAM (Draelos and Carin 2020, arXiv:2011.08891), which keeps each place's gradient.
+    At each place it is the gradient of the class's logit times the activation, summed over channels, with negative
+    values set to 0. For a head that treats all places equally (mean pooling) this is Grad-CAM (Selvaraju et al. 2017,
+    arXiv:1610.02391) on the last features; for others it is HiResCAM (Draelos and Carin 2020, arXiv:2011.08891), which
+    uses each place's own gradient.
     """
     with torch.enable_grad():
         tokens = tokens.detach().float().requires_grad_()
@@ -288,6 +289,6 @@ def grad_cam(model: VideoClassifier, tokens: Tensor, grid: Grid, classes: Tensor
 
 def _at_places(model: VideoClassifier, values: Tensor, grid: Grid) -> Tensor:
     t, h, w = grid
-    # a ViT-3D may give the tokens of several layers, one layer's after another's: each place has one of every layer
+    # a ViT-3D may return the tokens of several layers in sequence: the values of a place are summed over layers
     layers = len(model.encoder.out_layers) if isinstance(model.encoder, ViT3D) else 1
     return reduce(values, "b n (l t h w) -> b n t h w", "sum", l=layers, t=t // layers, h=h, w=w).float()

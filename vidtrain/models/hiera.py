@@ -1,8 +1,7 @@
-"""Hiera: a plain transformer that pools its tokens, and attends within mask units before it does over the whole clip.
+"""Hiera: a transformer that pools its tokens; its first stages attend within mask units, the last over the whole clip.
 
 Source: Ryali et al. 2023, "Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles" (arXiv:2306.00989),
-figure 2 and section 3. Names of modules are those of its published weights; what follows the mean of its tokens is
-heads.MeanPoolClassifier.
+figure 2 and section 3. The names of modules are those of its published weights. Its head is heads.MeanPoolClassifier.
 """
 
 from collections.abc import Sequence
@@ -17,17 +16,17 @@ from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import Grid, fit_table
 from vidtrain.models.vit3d import DropPath, Mlp, init_weights
 
-POOLED = 4  # tokens, 2x2 in space, that become one where a stage begins
-UNIT = 32  # pixels of the side of a mask unit: 8 tokens, pooled three times to one
-WINDOWED = (True, True, False, False)  # stages that attend within a mask unit
+POOLED = 4  # tokens, 2x2 in space, that are pooled to one at the start of a stage
+UNIT = 32  # pixels: the side of a mask unit, which has 8 tokens at first and one after three poolings
+WINDOWED = (True, True, False, False)  # whether a stage attends within mask units
 
 
 class HieraStem(nn.Module):
-    """Video [b c t h w] -> tokens [b m n d], of patches of 2x4x4 with their positions added.
+    """Video [b c t h w] -> tokens [b m n d] of patches of 2x4x4, with positions added.
 
-    n are the mask units, in the order of (t, h, w), and m the 8x8 tokens of one. Those that are pooled together lie
-    apart by a quarter of m, and so again after it, so pooling is a maximum over four parts. `grid` is that of the
-    tables of positions, one over time and one over space.
+    n counts the mask units, in the order of (t, h, w), and m the 8x8 tokens of a unit. The tokens of a unit are ordered
+    so that the four that are pooled together lie m/4 apart, in every stage: pooling is then a maximum over four equal
+    parts. `grid` is that of the position tables, one over time and one over space.
     """
 
     def __init__(self, in_channels: int, dim: int, grid: Grid):
@@ -55,8 +54,8 @@ def pool(x: Tensor) -> Tensor:
 
 
 class MaskUnitAttention(nn.Module):
-    """Tokens [b m n d] of n mask units -> [b m n d_out]; with `pooled` the queries, and so m, are a quarter. Tokens
-    attend to those of their own unit where `windowed`, else to all."""
+    """Tokens [b m n d] of n mask units -> [b m n d_out]; with `pooled` queries are pooled, so the output has m/4
+    tokens. With `windowed` tokens attend to those of their own unit, else to all."""
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, pooled: bool, windowed: bool):
         super().__init__()
@@ -77,8 +76,8 @@ class MaskUnitAttention(nn.Module):
 
 
 class HieraBlock(nn.Module):
-    """x + attention(norm(x)), then + mlp(norm(.)). Where the width changes, a linear layer of the norm takes the place
-    of the first x, and both are pooled."""
+    """x = x + attention(norm(x)), then x + mlp(norm(x)). If the width changes, the first x is replaced by pool(proj(
+    norm(x))), and attention pools its queries."""
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, mlp_ratio: float, windowed: bool, drop_path: float):
         super().__init__()
@@ -100,13 +99,14 @@ class HieraBlock(nn.Module):
 class Hiera(nn.Module):
     """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], n = (t/2)(h/32)(w/32), without a last norm.
 
-    `depths` are the blocks of the four stages. `embed_dim` and `num_heads` are those of the first; each next has twice
-    as many, and a quarter of the tokens. Where a stage begins, attention still is that of the one before.
+    `depths` are the numbers of blocks of the four stages. `embed_dim` and `num_heads` are those of the first stage;
+    each next stage has twice as many, and a quarter of the tokens. The first block of a stage attends (within units or
+    not) as the stage before.
 
-    `image_size` (side, or height and width) and `num_frames` set the tables of positions; a clip of another size is
-    given interpolated ones. h and w are multiples of 32, the side of a mask unit; t is rounded up. `drop_path` grows
-    linearly over depth from 0 to the value given. Raises UserError for settings that make no network, and for a clip
-    whose sides 32 does not divide.
+    `image_size` (side, or height and width) and `num_frames` set the sizes of the position tables; for other clips the
+    tables are interpolated. h and w must be multiples of 32, the side of a mask unit; t is rounded up. `drop_path`
+    grows linearly over depth from 0 to the given value. Raises UserError for invalid settings, and for clips whose
+    sides 32 does not divide.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Hiera(nn.Module):
         return [self.stem, *self.blocks]
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
-        """Tokens along t, h and w of a clip. Raises UserError for sides that no mask units cover."""
+        """Tokens along t, h and w of a clip. Raises UserError for sides that are not multiples of 32."""
         for side in (height, width):
             check_multiple("clip.size", side, UNIT, f"{UNIT}, the side of Hiera's mask units")
         return -(-frames // 2), height // UNIT, width // UNIT

@@ -1,4 +1,4 @@
-"""LoRA: low-rank adapters beside frozen linear layers (Hu et al. 2021, arXiv:2106.09685); what checkpoints say of them.
+"""LoRA: low-rank adapters for frozen linear layers (Hu et al. 2021, arXiv:2106.09685), and their checkpoint entries.
 
 `add_adapters` turns linear layers of an encoder into `LoRALinear` ones, `merge_adapters` turns them back.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import Encoder, EncoderWithHead
 
-# The linear layers of attention and MLP, by the names that our, torchvision's and timm's models give them
+# The names of the linear layers of attention and MLP in our, torchvision's and timm's models
 ATTENTION_AND_MLP = (
     "*.attn.qkv",
     "*.attn.proj",
@@ -39,9 +39,9 @@ class LoRALinear(nn.Linear):
 
     W and b keep their names (`weight`, `bias`) and their values. A and B are `lora_A` and `lora_B`.
 
-    The attribute `weight` gives W + scale * B A. torchvision's Swin, and BEiT and Swin V2 of timm, multiply by the
-    weight of a layer without calling the layer, and so use the adapter too. They cannot drop its input out: reading
-    `weight` in training with a dropout above 0 raises `UserError`.
+    The attribute `weight` returns W + scale * B A: torchvision's Swin, and BEiT and Swin V2 of timm, multiply by the
+    weight without calling the layer, and so use the adapter too. Dropout is impossible there: reading `weight` in
+    training with a dropout above 0 raises `UserError`.
     """
 
     lora_A: nn.Parameter
@@ -57,7 +57,7 @@ class LoRALinear(nn.Linear):
         return weight
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]  # nn.Linear lets it be assigned
+    def weight(self) -> Tensor:  # type: ignore[override]  # a plain attribute in nn.Linear
         if self.training and self.lora_dropout:
             raise UserError(
                 f"lora.dropout={self.lora_dropout:g}: a layer of the encoder multiplies by the weight of a linear "
@@ -78,7 +78,7 @@ class LoRALinear(nn.Linear):
         return f"{super().extra_repr()}, rank={len(self.lora_A)}, scale={self.lora_scale:g}"
 
 
-# --- putting adapters in, and merging them ----------------------------------------------------------------
+# --- adding and merging adapters --------------------------------------------------------------------------
 
 
 def add_adapters(
@@ -89,12 +89,13 @@ def add_adapters(
     targets: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """Gives linear layers of the encoder adapters, and returns their names. Nothing that the encoder computes changes.
+    """Adds adapters to linear layers of the encoder and returns the names of these layers. The encoder's outputs do not
+    change, as B is zero.
 
-    `targets` are patterns of names in the encoder, such as "*.attn.qkv"; None takes `ATTENTION_AND_MLP`. A is drawn
-    from the Kaiming-uniform distribution with a = sqrt(5), as PyTorch draws linear layers, and B is zero. The draw
-    depends on `seed` and on nothing else. Raises `UserError` where a setting is out of range, a pattern matches no
-    linear layer, the rank is above the width of a layer, and where there are adapters already.
+    `targets` are patterns of names in the encoder, such as "*.attn.qkv"; None means `ATTENTION_AND_MLP`. A is drawn
+    from the Kaiming-uniform distribution with a = sqrt(5), as in PyTorch's linear layers, from `seed` alone. Raises
+    `UserError` if a setting is out of range, a pattern matches no linear layer, the rank is above the width of a layer,
+    or the encoder already has adapters.
     """
     if rank < 1:
         raise UserError(f"lora.rank={rank} must be 1 or more")
@@ -103,7 +104,7 @@ def add_adapters(
     if not 0 <= dropout < 1:
         raise UserError(f"lora.dropout={dropout:g} must be 0 or more, and below 1")
     if any(isinstance(module, LoRALinear) for module in encoder.modules()):
-        raise UserError("lora: the encoder has adapters already; merge them before it gets others")
+        raise UserError("lora: the encoder already has adapters; merge them before adding others")
     layers = target_layers(encoder, targets)
     for name, layer in layers.items():
         width = min(layer.in_features, layer.out_features)
@@ -119,7 +120,8 @@ def add_adapters(
 
 
 def _adapt(layer: nn.Linear, rank: int, scale: float, dropout: float, generator: torch.Generator) -> None:
-    """Makes the layer itself a `LoRALinear`, as parametrizations of PyTorch do: what refers to it goes on doing so."""
+    """Changes the class of the layer to `LoRALinear`, as PyTorch's parametrizations do, so that references to it stay
+    valid."""
     down = torch.empty(rank, layer.in_features)
     nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
     up, like = torch.zeros(layer.out_features, rank), layer.weight
@@ -136,7 +138,7 @@ def target_layers(encoder: Encoder, targets: Sequence[str] | None) -> dict[str, 
     linear = {
         name: module
         for name, module in encoder.named_modules()
-        # a subclass that computes something else is none
+        # a subclass with its own forward pass is not a plain linear layer
         if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
     }
     if not linear:
@@ -146,11 +148,11 @@ def target_layers(encoder: Encoder, targets: Sequence[str] | None) -> dict[str, 
     chosen = set().union(*matched.values())
     unmatched = [pattern for pattern, names in matched.items() if not names]
     if not chosen or (targets is not None and unmatched):
-        there = Counter(re.sub(r"(?<![^.])\d+(?=\.)", "*", name) for name in linear)
-        shown = ", ".join(f"{name} ({count})" for name, count in there.items())
+        available = Counter(re.sub(r"(?<![^.])\d+(?=\.)", "*", name) for name in linear)
+        shown = ", ".join(f"{name} ({count})" for name, count in available.items())
         raise UserError(
-            f"lora.targets={'null' if targets is None else list(targets)}: no linear layer of {kind} is called "
-            f"{', '.join(unmatched) or 'so'}; it has {shown}"
+            f"lora.targets={'null' if targets is None else list(targets)}: no linear layer of {kind} matches "
+            f"{', '.join(unmatched) or 'a pattern'}; it has {shown}"
         )
     return {name: layer for name, layer in linear.items() if name in chosen}
 
@@ -166,12 +168,11 @@ def adapter_parameters(model: nn.Module | Encoder) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def merge_adapters(model: nn.Module | Encoder) -> None:
-    """Makes W + scale * B A the weight of each adapted layer, which is an ordinary linear layer again. The model
-    computes what it computed before, to rounding. Raises `UserError` where there is nothing to merge, so also for
-    merging twice."""
+    """Replaces each adapted layer by an ordinary linear layer with the weight W + scale * B A. The model's outputs stay
+    the same up to rounding. Raises `UserError` if the model has no adapters."""
     layers = list(adapted_layers(model))
     if not layers:
-        raise UserError("lora: the model has no adapters to merge; they can be merged once")
+        raise UserError("lora: the model has no adapters to merge, or they were merged already")
     for layer in layers:
         layer.base_weight.copy_(layer.merged_weight())
         for name in (A, B, "lora_scale", "lora_dropout"):
@@ -180,7 +181,7 @@ def merge_adapters(model: nn.Module | Encoder) -> None:
 
 
 def merge_tensors(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """The state dict of the merged model for that of an adapted one. Adapters of a weight that is not there stay."""
+    """Converts the state dict of an adapted model to that of the merged model. Adapters without their weight stay."""
     merged = dict(tensors)
     for name in tensors:
         layer, _, ending = name.rpartition(".")
@@ -198,21 +199,20 @@ def merge_tensors(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tens
     return merged
 
 
-# --- in a checkpoint --------------------------------------------------------------------------------------
-#
-# Where the frozen weights of an adapted model come from published files, its checkpoints hold the other tensors alone:
-# adapters, head, and what else trains. They name those files by path and SHA-256, and the model is built by loading
-# these again. Frozen weights of no file, such as those initialized at random, are in the checkpoints.
+# --- in a checkpoint -------------------------------------------------------------------------------------- If the
+# frozen weights of an adapted model come from published files, its checkpoints hold only the other tensors: adapters,
+# head, and everything else that trains. They name the files by path and SHA-256, and loading a checkpoint loads these
+# files first. Frozen weights that come from no file, such as random ones, are in the checkpoints.
 
-KEYS = ("lora", "base")  # of a checkpoint
+KEYS = ("lora", "base")  # keys of a checkpoint
 
 
 @dataclass(frozen=True)
 class BaseFile:
-    """A file or folder of weights: the name that the user gave, where it lies, and its `files.content_hash`.
+    """A file or folder of weights: the name that the user gave, its path, and its `files.content_hash`.
 
-    With the `stamp` (`files.stamp`) that it had when it was hashed it counts as unchanged, as hashing gigabytes takes
-    seconds. Checkpoints from before have none.
+    `stamp` (`files.stamp`) was taken when the file was hashed. If it is still the same, the file counts as unchanged,
+    as hashing gigabytes takes seconds. Earlier checkpoints have none.
     """
 
     source: str
@@ -223,8 +223,8 @@ class BaseFile:
 
 @dataclass(frozen=True)
 class Base:
-    """The `files` of weights that were loaded into a model, in this order, and the `tensors` of the model that are as
-    they were loaded, by name."""
+    """The `files` of weights that were loaded into a model, in this order, and the names of the model's `tensors` that
+    are unchanged since then."""
 
     files: tuple[BaseFile, ...]
     tensors: tuple[str, ...]
@@ -250,11 +250,11 @@ class Adapters:
         return frozenset() if self.base is None else frozenset(self.base.tensors)
 
     def add_to(self, model: EncoderWithHead, seed: int = 0) -> list[str]:
-        """Gives the encoder of `model` these adapters; the names of the layers that have them."""
+        """Adds these adapters to the encoder of `model`; returns the names of the adapted layers."""
         return add_adapters(model.encoder, self.rank, self.alpha, self.dropout, self.targets, seed)
 
     def payload(self) -> dict[str, Any]:
-        """What a checkpoint holds of this, under `KEYS`."""
+        """The entries of a checkpoint, under `KEYS`."""
         targets = None if self.targets is None else list(self.targets)
         lora = {"rank": self.rank, "alpha": self.alpha, "dropout": self.dropout, "targets": targets}
         if self.base is None:
@@ -264,7 +264,7 @@ class Adapters:
 
     @classmethod
     def of(cls, payload: Mapping[str, Any], checkpoint: Path) -> Self | None:
-        """What a checkpoint says; None where its model has no adapters. Raises `UserError` where it is damaged."""
+        """The adapters of a checkpoint; None if its model has none. Raises `UserError` if the entries are damaged."""
         if "lora" not in payload or payload["lora"] is None:
             return None
         try:
@@ -279,6 +279,6 @@ class Adapters:
                 raise ValueError(f"rank {adapters.rank}, alpha {adapters.alpha}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"checkpoint {checkpoint} is damaged, or was changed: what it says of adapters is none ({error!r})"
+                f"checkpoint {checkpoint} is damaged, or was changed: its entries for adapters are invalid ({error!r})"
             ) from error
         return adapters

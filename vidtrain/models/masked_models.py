@@ -1,5 +1,5 @@
-"""Networks that learn from videos without labels: a ViT-3D is shown a part of a clip's tokens, and a head predicts the
-others: their pixels (MaskedAutoencoder), or the features that a teacher has of them (JointEmbedding)."""
+"""Networks that learn from videos without labels: a ViT-3D encodes the visible tokens of a clip, and a head predicts
+the hidden ones: their pixels (MaskedAutoencoder) or a teacher's features (JointEmbedding)."""
 
 import copy
 import math
@@ -29,8 +29,8 @@ from vidtrain.models.vit3d import Block, ViT3D, init_weights, rescale_residual_b
 
 
 class MaskedModel(EncoderWithHead, ABC):
-    """Normalized clips with masks -> the loss of each of their samples, float32 [(b n)]. `head` predicts hidden tokens
-    from the encoder's output. Raises UserError for an encoder that cannot leave tokens out."""
+    """Normalized clips with masks -> the loss of each sample, float32 [(b n)]. `head` predicts hidden tokens from the
+    encoder's output. Raises UserError for an encoder that cannot leave out tokens."""
 
     encoder: ViT3D
     head: nn.Module
@@ -41,7 +41,8 @@ class MaskedModel(EncoderWithHead, ABC):
         self.masks = masks
 
     def sample_masks(self, clips: Tensor, seeds: Tensor) -> list[Masks]:
-        """One for each kind, on the clips' device; `seeds` int64 [b] on the CPU."""
+        """The masks of samples [b c t h w], one `Masks` for each kind, on the clips' device; `seeds` int64 [b], on the
+        CPU."""
         grid = self.encoder.tubelets(*clips.shape[2:])
         return [kind.to(clips.device) for kind in self.masks(grid, seeds.tolist())]
 
@@ -56,7 +57,7 @@ class MaskedModel(EncoderWithHead, ABC):
         return torch.stack(losses).mean(dim=0)
 
     def encode(self, clips: Tensor, masks: Masks) -> Tensor:
-        """What the encoder makes of the visible tokens of samples [b c t h w]: [b n d]."""
+        """Encodes the visible tokens of samples [b c t h w]: [b n d]."""
         if masks.visible_valid is None or masks.groups is None:
             return self.encoder(clips, masks.visible, masks.visible_valid)
         parts = []
@@ -72,26 +73,26 @@ class MaskedModel(EncoderWithHead, ABC):
         return self.feature_encoder()(clips).float().mean(dim=1)
 
     def begin(self, loaded: Collection[str]) -> None:
-        """Before the first step of a run, whose start weights gave the tensors `loaded` of the state dict."""
+        """Is called before the first step of a run; `loaded` names the tensors of the state dict that were loaded."""
 
     @abstractmethod
     def errors(self, clips: Tensor, masks: list[Masks]) -> list[Tensor]:
-        """For each kind of masks the error of every hidden token, float32 [b m]; padding has errors without meaning."""
+        """For each kind of masks the error of every hidden token, float32 [b m]; errors of padding are meaningless."""
 
     @abstractmethod
     def predictions(self, clips: Tensor, masks: list[Masks]) -> Tensor:
-        """What pictures show of samples [b c t h w]; see each network."""
+        """Predictions for samples [b c t h w] that pictures show; see the subclasses."""
 
     def after_step(self) -> None:
-        """What follows an optimizer step: nothing, unless a network says otherwise."""
+        """Is called after each optimizer step; does nothing by default."""
 
     def feature_encoder(self) -> ViT3D:
-        """The encoder whose features are of use after pretraining."""
+        """The encoder to use after pretraining."""
         return self.encoder
 
 
 def check_encoder(encoder: nn.Module, key: str = "model.encoder") -> ViT3D:
-    """Raises UserError for another class of encoder, and for tokens of several layers."""
+    """Returns the encoder. Raises UserError if it is not a ViT3D, or returns tokens of several layers."""
     if not isinstance(encoder, ViT3D):
         raise UserError(
             f"{key} is a {type(encoder).__name__}, which cannot leave out hidden tokens; models that can be pretrained "
@@ -99,7 +100,7 @@ def check_encoder(encoder: nn.Module, key: str = "model.encoder") -> ViT3D:
         )
     if len(encoder.out_layers) > 1:
         raise UserError(
-            f"{key}.out_layers={list(encoder.out_layers)} gives several tokens for each place, and pretraining "
+            f"{key}.out_layers={list(encoder.out_layers)} returns several tokens for each place, but pretraining "
             f"predicts one; set {key}.out_layers=null"
         )
     return encoder
@@ -112,24 +113,23 @@ def check_sizes(head: str, dim: int, depth: int, num_heads: int) -> None:
 
 
 def blocks_like(encoder: ViT3D, dim: int, depth: int, num_heads: int) -> nn.ModuleList:
-    """Blocks of a head, of another width than the encoder's."""
+    """Transformer blocks of width `dim` for a head, with the encoder's norm epsilon."""
     return nn.ModuleList(
         Block(dim, num_heads, 4 * dim, "gelu", qkv_bias=True, drop_path=0.0, norm_eps=encoder.norm_eps)
         for _ in range(depth)
     )
 
 
-# --- VideoMAE (Tong et al. 2022): the encoder sees a tenth of a video, and a light decoder paints the rest ---
-#
-# With 0.9 of the tokens hidden, forward and backward of a ViT-S take 0.11 of what all tokens take, 0.24 with a decoder
-# of half its width (16 frames at 112 pixels; at 224 pixels a ViT-Ti takes 0.06 and 0.24; CPU time of one core).
+# --- VideoMAE (Tong et al. 2022): the encoder sees a tenth of a video, a small decoder reconstructs the rest ---  With
+# 0.9 of the tokens hidden, forward and backward of a ViT-S take 0.11 of the time with all tokens, or 0.24 with a
+# decoder of half its width (16 frames at 112 pixels; 0.06 and 0.24 for a ViT-Ti at 224 pixels; one CPU core).
 
 EPSILON = 1e-6  # added to a cube's deviation
 
 
 class Decoder(nn.Module):
-    """Tokens that were visible [b n d] -> the pixels of each hidden token [b m u*p*q*c]. The fixed table of positions
-    is made for the encoder's size, and fitted to others. Raises UserError for bad widths."""
+    """Encoded visible tokens [b n d] -> the pixels of each hidden token [b m u*p*q*c]. The fixed position table has the
+    encoder's size and is fitted to other clips. Raises UserError for invalid widths."""
 
     positions: Tensor
 
@@ -138,7 +138,7 @@ class Decoder(nn.Module):
         check_sizes("decoder", dim, depth, num_heads)
         check_multiple("objective.decoder_dim", dim, 2, "2, which sines and cosines take turns in")
         self.encoder_to_decoder = nn.Linear(encoder.embed_dim, dim, bias=False)
-        self.mask_token = nn.Parameter(torch.empty(dim))  # of one dimension, so that it is not decayed
+        self.mask_token = nn.Parameter(torch.empty(dim))  # a vector, so that weight decay does not apply
         self.blocks = blocks_like(encoder, dim, depth, num_heads)
         self.norm = nn.LayerNorm(dim, eps=encoder.norm_eps)
         self.linear = nn.Linear(dim, math.prod(encoder.patch_embed.proj.weight.shape[1:]))
@@ -165,8 +165,8 @@ def _init_weights(module: nn.Module) -> None:
 class MaskedAutoencoder(MaskedModel):
     """The error of a hidden token is the mean squared difference of its pixels.
 
-    `mean` and `std` are the colors that clips are normalized with; pixels are predicted in [0, 1]. With `norm_pix_loss`
-    each color of a cube is predicted less its own mean, in units of its own deviation.
+    `mean` and `std` are those with which clips were normalized; targets are pixels in [0, 1]. With `norm_pix_loss` the
+    targets of each cube and color are normalized by their own mean and deviation.
     """
 
     mean: Tensor
@@ -196,7 +196,7 @@ class MaskedAutoencoder(MaskedModel):
 
     @torch.no_grad()
     def predictions(self, clips: Tensor, masks: list[Masks]) -> Tensor:
-        """The video in [0, 1], float32 [b c t h w], where what the first kind of masks hides is as it is predicted.
+        """The video in [0, 1], float32 [b c t h w], with the tokens hidden by the first kind of masks as predicted.
         With `norm_pix_loss` the predicted cubes get the true mean and deviation of their colors."""
         target, mean, deviation = self._targets(clips)
         predicted = masks[0].put_hidden(self._predict(clips, masks[0]), target)
@@ -213,14 +213,14 @@ class MaskedAutoencoder(MaskedModel):
         ).clamp(0, 1)
 
     def _predict(self, clips: Tensor, masks: Masks) -> Tensor:
-        """The predicted pixels of each hidden token, in the form of targets, float32 [b m k*c]."""
+        """The predicted pixels of each hidden token, normalized as the targets, float32 [b m k*c]."""
         tokens = self.encode(clips, masks)
         return self.head(tokens, masks, self.encoder.tubelets(*clips.shape[2:])).float()
 
     @torch.no_grad()
     def _targets(self, clips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Every token's pixels [b N k*c], in the order of tubelet, row, column, color; and what takes them back to
-        [0, 1]: their mean and their deviation, [b N c 1]."""
+        """The target pixels of every token [b N k*c], in the order of tubelet, row, column, color; and their mean and
+        deviation [b N c 1], which convert them back to [0, 1]."""
         pixels = clips.float() * self.std + self.mean
         sizes = {"u": self.encoder.tubelet_size, "p": self.encoder.patch_size, "q": self.encoder.patch_size}
         cubes = rearrange(pixels, "b c (t u) (h p) (w q) -> b (t h w) c (u p q)", **sizes)
@@ -235,14 +235,14 @@ class MaskedAutoencoder(MaskedModel):
         return rearrange(cubes / deviation, "b n c k -> b n (k c)"), mean, deviation
 
 
-# --- V-JEPA (Bardes et al. 2024; Assran et al. 2025) and SALT (Li et al. 2025) ---
-#
-# The teacher is the encoder's moving average, or, in SALT, an encoder that stays as it is.
+# --- V-JEPA (Bardes et al. 2024; Assran et al. 2025) and SALT (Li et al. 2025) --- The teacher is the encoder's moving
+# average or, in SALT, a frozen encoder.
 
 
 class Predictor(nn.Module):
-    """Tokens that were visible [b n d] -> features of each hidden token [b m outputs]. Positions are of the encoder's
-    kind: rotary, or a table that is added (sincos where the encoder's are learned). Raises UserError for bad widths."""
+    """Encoded visible tokens [b n d] -> predicted features of each hidden token [b m outputs]. Positions are of the
+    encoder's kind: rotary, or an added table (sincos if the encoder's are learned). Raises UserError for invalid
+    widths."""
 
     table: Tensor | None
 
@@ -261,7 +261,7 @@ class Predictor(nn.Module):
         self.rope_base_grid = encoder.rope_base_grid
         self.head_dim = dim // num_heads
         self.embed = nn.Linear(encoder.embed_dim, dim)
-        # vectors, of one dimension, so that they are not decayed
+        # vectors, so that weight decay does not apply
         self.mask_tokens = nn.ParameterList(nn.Parameter(torch.zeros(dim)) for _ in range(kinds))
         self.blocks = blocks_like(encoder, dim, depth, num_heads)
         self.norm = nn.LayerNorm(dim, eps=encoder.norm_eps)
@@ -286,13 +286,13 @@ class Predictor(nn.Module):
 
 
 class JointEmbedding(MaskedModel):
-    """The error of a hidden token is the mean distance, over its channels, from the teacher's output there after a
-    LayerNorm without parameters.
+    """The error of a hidden token is the mean absolute difference, over channels, between its predicted feature and the
+    teacher's output after a LayerNorm without parameters.
 
-    The teacher sees the whole clip, without gradient, dropout or dropped paths. Where `teacher` is None it starts as a
-    copy of `encoder` as that is then. After each step teacher = momentum * teacher + (1 - momentum) * encoder; with a
-    `momentum` of 1 it stays as it is. Raises UserError for a teacher with other tokens, or with other weights where it
-    is to follow the encoder.
+    The teacher sees the whole clip, without gradients, dropout or drop path. If `teacher` is None, it starts as a copy
+    of `encoder`. After each step, teacher = momentum * teacher + (1 - momentum) * encoder; with `momentum` 1 it is
+    frozen. Raises UserError if the teacher's tokens differ from the encoder's, or if it must follow the encoder but has
+    other weights.
     """
 
     head: Predictor
@@ -313,10 +313,10 @@ class JointEmbedding(MaskedModel):
             raise UserError(f"objective.momentum={momentum} must lie between 0 and 1")
         if momentum == 1 and teacher is None:
             raise UserError(
-                "objective.momentum=1 keeps the teacher as it is, and an untrained one has nothing to tell: say which "
-                "one with objective.teacher, such as the folder of a run with objective=videomae"
+                "objective.momentum=1 freezes the teacher, so it needs trained weights: name them with "
+                "objective.teacher, such as the folder of a run with objective=videomae"
             )
-        assert not isinstance(teacher, str)  # the name of weights, which are loaded before
+        assert not isinstance(teacher, str)  # a name in the configuration was replaced by the loaded encoder
         self.momentum = momentum
         self.teacher = copy.deepcopy(self.encoder) if teacher is None else check_encoder(teacher, "objective.teacher")
         self.teacher.requires_grad_(False).eval()
@@ -327,7 +327,7 @@ class JointEmbedding(MaskedModel):
 
     @torch.no_grad()
     def begin(self, loaded: Collection[str]) -> None:
-        """A teacher that follows the encoder starts from its weights, unless it was given its own."""
+        """Copies the encoder's weights into a teacher that follows it, unless the teacher's own weights were loaded."""
         if self.momentum < 1 and not any(name.startswith("teacher.") for name in loaded):
             self.teacher.load_state_dict(self.encoder.state_dict())
 
@@ -347,13 +347,14 @@ class JointEmbedding(MaskedModel):
 
     @torch.no_grad()
     def targets(self, clips: Tensor) -> Tensor:
-        """What is to be predicted at every token, float32 [b N d]."""
+        """The target features of every token, float32 [b N d]."""
         features = self.teacher(clips).float()
         return F.layer_norm(features, features.shape[-1:])
 
     @torch.no_grad()
     def predictions(self, clips: Tensor, masks: list[Masks]) -> Tensor:
-        """The error of each token by kind, time, height and width, float32 [b k t h w]; NaN where it was visible."""
+        """The error of each hidden token by kind, time, height and width, float32 [b k t h w]; NaN for visible
+        tokens."""
         grid = self.encoder.tubelets(*clips.shape[2:])
         tokens = clips.new_full((len(clips), grid[0] * grid[1] * grid[2], 1), torch.nan, dtype=torch.float32)
         maps = [
@@ -364,7 +365,7 @@ class JointEmbedding(MaskedModel):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The teacher follows the encoder."""
+        """Updates the teacher's moving average."""
         if self.momentum == 1:
             return
         teacher, encoder = list[Tensor](self.teacher.parameters()), list[Tensor](self.encoder.parameters())
@@ -372,16 +373,16 @@ class JointEmbedding(MaskedModel):
         torch._foreach_add_(teacher, encoder, alpha=1 - self.momentum)
 
     def feature_encoder(self) -> ViT3D:
-        """The average, which knows more than the encoder; a teacher that stays as it is has learned nothing here."""
+        """The teacher, as the average is better than the encoder; the encoder if the teacher is frozen."""
         return self.teacher if self.momentum < 1 else self.encoder
 
     def _check_teacher(self) -> None:
         for name in ("tubelet_size", "patch_size"):
-            ours, theirs = getattr(self.encoder, name), getattr(self.teacher, name)
-            if ours != theirs:
+            own, of_teacher = getattr(self.encoder, name), getattr(self.teacher, name)
+            if own != of_teacher:
                 raise UserError(
-                    f"objective.teacher has {name}={theirs}, and model.encoder.{name}={ours}: tokens of both must be "
-                    f"of the same pixels; set model.encoder.{name}={theirs}, or take another teacher"
+                    f"objective.teacher has {name}={of_teacher}, but model.encoder.{name}={own}: tokens of both must "
+                    f"cover the same pixels; set model.encoder.{name}={of_teacher}, or choose another teacher"
                 )
         encoder, teacher = (
             {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -390,5 +391,5 @@ class JointEmbedding(MaskedModel):
         if self.momentum < 1 and encoder != teacher:
             raise UserError(
                 f"objective.momentum={self.momentum}: objective.teacher cannot follow the encoder, as its weights have "
-                "other names or shapes; set objective.momentum=1, and it stays as it is"
+                "other names or shapes; set objective.momentum=1 to freeze it"
             )

@@ -1,9 +1,9 @@
-"""Which tokens of a clip an encoder is shown, and which are to be predicted.
+"""Draws masks for pretraining: which tokens of a clip are visible to the encoder, and which are hidden and predicted.
 
-A sample's masks follow from (settings, grid, its seed) alone, whatever batch, worker or rank it comes in. V-JEPA draws
-the size of blocks once for a batch and cuts every sample's lists to the shortest of the batch. Here sizes are drawn for
-each sample and nothing is cut: shorter lists are padded, and attention leaves padding out. As padding costs what tokens
-do, samples of like length are encoded together.
+A sample's masks depend on (settings, grid, its seed) alone, not on its batch, worker or rank. V-JEPA draws the size of
+blocks once for a batch, and cuts all samples to the fewest tokens in the batch. Here sizes are drawn for each sample
+and nothing is cut: shorter lists of tokens are padded, and attention ignores padding. As padding costs as much time as
+tokens, samples of similar length are encoded together.
 
 Sources: VideoMAE (Tong et al. 2022), tubes; V-JEPA (Bardes et al. 2024), blocks.
 """
@@ -24,10 +24,10 @@ from vidtrain.models.positions import Grid
 if TYPE_CHECKING:
     from vidtrain.models.masked_models import MaskedModel
 
-# A view's seed has one stream for each purpose; those of augmentations have the tags 1 and 2.
+# A view's seed has a stream of random numbers for each purpose; the tags 1 and 2 are for augmentations
 TAG = 3
 TRIES = 1000
-GROUPS = 4  # of a batch, by length
+GROUPS = 4  # a batch is divided into this many groups of similar length
 
 
 class Masks(NamedTuple):
@@ -36,13 +36,13 @@ class Masks(NamedTuple):
 
     visible: Tensor  # int64 [b n], rising, padded at the end with 0
     hidden: Tensor  # int64 [b m], likewise
-    visible_valid: Tensor | None = None  # bool [b n], False for padding; None where nothing is padded
+    visible_valid: Tensor | None = None  # bool [b n], False for padding; None without padding
     hidden_valid: Tensor | None = None  # bool [b m], likewise
-    # rows with about as many visible tokens, int64, and the most that one has; all rows are in one of them
+    # groups of rows (int64) with similar numbers of visible tokens, and the largest number in each; they hold all rows
     groups: tuple[tuple[Tensor, int], ...] | None = None
 
     def to(self, device: torch.device | str) -> "Masks":
-        """On another device. A copy to a GPU waits for nothing that runs there."""
+        """Copies the masks to a device. A copy to a GPU is asynchronous."""
         pin = torch.device(device).type == "cuda"
 
         def move(part: Tensor) -> Tensor:
@@ -59,44 +59,44 @@ class Masks(NamedTuple):
         return (values * self.hidden_valid).sum(dim=1) / self.hidden_valid.sum(dim=1)
 
     def put_hidden(self, values: Tensor, tokens: Tensor) -> Tensor:
-        """Tokens [b N d] with values [b m d] in the places of hidden ones."""
+        """Tokens [b N d], with the hidden ones replaced by values [b m d]."""
         return _put(values, tokens, self.hidden, self.hidden_valid)
 
     def put_visible(self, values: Tensor, tokens: Tensor) -> Tensor:
-        """Tokens [b N d] with values [b n d] in the places of visible ones."""
+        """Tokens [b N d], with the visible ones replaced by values [b n d]."""
         return _put(values, tokens, self.visible, self.visible_valid)
 
 
 def _put(values: Tensor, tokens: Tensor, places: Tensor, valid: Tensor | None) -> Tensor:
-    if valid is not None:  # padding goes to a token behind the last
+    if valid is not None:  # padding is written to an extra token at the end, which is dropped
         places = places.masked_fill(~valid, tokens.shape[1])
         tokens = torch.cat((tokens, tokens[:, :1]), dim=1)
-    put = tokens.scatter(1, places[..., None].expand_as(values), values)
-    return put if valid is None else put[:, :-1]
+    result = tokens.scatter(1, places[..., None].expand_as(values), values)
+    return result if valid is None else result[:, :-1]
 
 
 class MaskedClips(NamedTuple):
-    """Clips float [b n c t h w] with masks of their (b n) samples, of each kind one: what a masked model takes."""
+    """The input of a masked model: clips float [b n c t h w], and for each kind the masks of their (b n) samples."""
 
     clips: Tensor
     masks: list[Masks]
 
 
 class MaskSampler(Protocol):
-    """Draws masks. `kinds` is how many masks each sample gets."""
+    """Draws masks. `kinds` is the number of masks of each sample."""
 
     @property
     def kinds(self) -> int: ...
 
     def __call__(self, grid: Grid, seeds: Sequence[int]) -> list[Masks]:
-        """One `Masks` for each kind; row i follows from (settings, grid, seeds[i]) alone."""
+        """One `Masks` for each kind; row i depends on (settings, grid, seeds[i]) alone."""
 
     def check(self, grid: Grid) -> None:
-        """Raises UserError for a grid on which nothing would be hidden, or nothing shown."""
+        """Raises UserError for a grid on which no token would be hidden, or none visible."""
 
 
 def masks_of(hidden: np.ndarray) -> Masks:
-    """`hidden` bool [b n]: each row has both kinds of tokens."""
+    """The masks for `hidden` bool [b n]; each row must have hidden and visible tokens."""
     visible, visible_valid = _places(~hidden)
     places, hidden_valid = _places(hidden)
     groups = None
@@ -108,7 +108,8 @@ def masks_of(hidden: np.ndarray) -> Masks:
 
 
 def _places(chosen: np.ndarray) -> tuple[Tensor, Tensor | None]:
-    """Where each row of bool [b n] is true, rising and padded, and what is no padding."""
+    """The indices at which each row of bool [b n] is true, rising and padded; and which of them are not padding, or
+    None."""
     counts = chosen.sum(axis=1)
     valid = np.arange(counts.max()) < counts[:, None]
     places = np.zeros(valid.shape, dtype=np.int64)
@@ -118,8 +119,8 @@ def _places(chosen: np.ndarray) -> tuple[Tensor, Tensor | None]:
 
 @dataclass(frozen=True)
 class TubeMasks:
-    """VideoMAE's: hides a share `ratio` of the places (h, w), rounded down, the same ones at all times. Raises
-    UserError for a ratio that is no share."""
+    """VideoMAE's masks: hide a share `ratio` of the places (h, w), rounded down, the same ones at all times. Raises
+    UserError if the ratio is not between 0 and 1."""
 
     ratio: float = 0.9
 
@@ -152,11 +153,11 @@ class TubeMasks:
 
 @dataclass(frozen=True)
 class BlockMasks:
-    """V-JEPA's: of each kind the union of some blocks is hidden, over all of time.
+    """V-JEPA's masks: each kind hides the union of some blocks, at all times.
 
-    Kind i has blocks[i] blocks, each a share areas[i] of a frame. They have one size, drawn for each sample: height /
-    width is uniform within `aspect`. Their places are uniform. A sample that would be shown nothing is drawn again.
-    Raises UserError for numbers that are no counts, shares or bounds.
+    Kind i has blocks[i] blocks, each a share areas[i] of a frame. The blocks of a sample have the same size, whose
+    height / width is drawn uniformly within `aspect`; their positions are uniform. A sample without visible tokens is
+    drawn again. Raises UserError for invalid counts, shares or bounds.
     """
 
     blocks: Sequence[int] = (8, 2)
@@ -192,7 +193,7 @@ class BlockMasks:
             smallest = min(min(self.size(area, aspect, height, width)) for aspect in self.aspect)
             if smallest == 0:
                 raise UserError(
-                    f"objective.masks.areas={list(self.areas)}: a block of {area} of {height}x{width} places has none; "
+                    f"objective.masks.areas={list(self.areas)}: a block of {area} of {height}x{width} places is empty; "
                     "raise it, raise clip.size, or lower model.encoder.patch_size"
                 )
         for seed in range(100):

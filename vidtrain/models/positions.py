@@ -1,15 +1,15 @@
-"""Where a token lies in time, height and width: fixed tables added to tokens, or rotations of q and k.
+"""Position embeddings in time, height and width: fixed tables added to tokens, or rotations of q and k.
 
-A grid is (t, h, w) in tokens; flat tokens run over t, then h, then w (w fastest). Names and numbers are
-those of the published models, so that their weights give equal outputs:
+A grid is (t, h, w) in tokens; flat tokens run over t, then h, then w (w fastest). Names and values are those of the
+published models, so that their weights give equal outputs:
 
 - sincos            V-JEPA: half of the channels for t, a quarter each for h and w
 - sincos_uniform    V-JEPA 1 (`uniform_power`): a third of the channels for each axis
 - sincos_1d         VideoMAE: one axis over the flat token index
-- rope              V-JEPA 2, with the quirk its weights were trained with (see `_tile`)
-- rope_interleaved  V-JEPA 2.1: the rotation as it is meant
+- rope              V-JEPA 2, with the error with which its weights were trained (see `_tile`)
+- rope_interleaved  V-JEPA 2.1: the correct rotation
 
-`TABLES` are added once, before the first block; `ROTARY` turns queries and keys in every block.
+`TABLES` are added once, before the first block; `ROTARY` rotates queries and keys in every block.
 """
 
 import math
@@ -27,8 +27,8 @@ Grid = tuple[int, int, int]
 
 def _angles(positions: Tensor, dim: int) -> Tensor:
     """Positions [n] -> angles [n dim/2]: position * 10000^(-i / (dim/2)), in the dtype of positions. Source: "Attention
-    Is All You Need", section 3.5. A product and no matmul or einsum: those would be cast to half precision under
-    autocast, which moves angles by up to 0.09 below position 32."""
+    Is All You Need", section 3.5. Computed by a product, not by matmul or einsum: autocast would compute those in half
+    precision, which changes angles by up to 0.09 below position 32."""
     index = torch.arange(dim // 2, dtype=positions.dtype, device=positions.device)
     return positions[:, None] * (1.0 / 10000 ** (index / (dim / 2)))
 
@@ -42,18 +42,18 @@ def _join_axes(t: Tensor, h: Tensor, w: Tensor) -> Tensor:
     return torch.cat((t, h, w), dim=-1)
 
 
-# --- tables: computed in float64, given as float32 [t h w dim] ---
+# --- tables: computed in float64, returned as float32 [t h w dim] ---
 
 
 def sincos(grid: Grid, dim: int) -> Tensor:
-    """dim/2 channels for t, dim/4 for h, dim/4 for w, each cut into [sin | cos]. Raises UserError when dim cannot be
-    cut so."""
+    """dim/2 channels for t, dim/4 for h, dim/4 for w, each divided into [sin | cos]. Raises UserError if 8 does not
+    divide dim."""
     check_multiple("model.encoder.embed_dim", dim, 8, "8, which model.encoder.positions=sincos needs")
     return _sincos_3d(grid, (dim // 2, dim // 4, dim // 4))
 
 
 def sincos_uniform(grid: Grid, dim: int) -> Tensor:
-    """dim/3 channels for each axis, rounded up to even, each cut into [sin | cos]; then cut to dim."""
+    """dim/3 channels for each axis, rounded up to even, each divided into [sin | cos]; the result is cut to dim."""
     return _sincos_3d(grid, (2 * math.ceil(dim / 6),) * 3)[..., :dim].contiguous()
 
 
@@ -73,19 +73,19 @@ def _sincos_3d(grid: Grid, axis_dims: tuple[int, int, int]) -> Tensor:
 
 
 def fit_table(table: Tensor, grid: Grid, cut: bool = True) -> Tensor:
-    """Table [T H W d] for another grid: [t*h*w d]. With `cut` a clip that is only shorter takes the first t steps;
-    anything else is interpolated trilinearly."""
+    """Fits a table [T H W d] to another grid: [t*h*w d]. With `cut`, a grid that only has fewer steps gets the first t
+    steps; otherwise the table is interpolated trilinearly."""
     t, h, w = grid
     if table.shape[1:3] == (h, w) and (t == len(table) or (cut and t < len(table))):
         return table[:t].flatten(0, 2)
-    # By size and not by scale_factor: the coordinates are the same, but 7 * (5 / 7) would round down to 4.
+    # By size, not by scale_factor: the coordinates are the same, but 7 * (5 / 7) would round down to 4
     volume = rearrange(table, "t h w d -> 1 d t h w")
     resized = F.interpolate(volume, size=grid, mode="trilinear", align_corners=False)
     return rearrange(resized, "1 d t h w -> (t h w) d")
 
 
 def take_tokens(tokens: Tensor, places: Tensor) -> Tensor:
-    """The tokens [b m d] that lie at `places`, int64 [b m], of tokens [b n d]."""
+    """The tokens [b m d] at the indices `places`, int64 [b m], of tokens [b n d]."""
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
@@ -93,7 +93,7 @@ def take_tokens(tokens: Tensor, places: Tensor) -> Tensor:
 
 
 def rotary_dim(head_dim: int) -> int:
-    """Channels of a head that each axis rotates: a third, rounded down to even. The rest stay as they are."""
+    """Channels of a head that are rotated for each axis: a third, rounded down to even. The rest are not rotated."""
     return head_dim // 3 // 2 * 2
 
 
@@ -118,8 +118,8 @@ def rotary_table(
     grid: Grid, head_dim: int, kind: str, base_grid: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """(cos, sin), float32 [t*h*w 3*rotary_dim], for `rotate`. `kind` is a key of `ROTARY`. Positions are token indices.
-    With `base_grid` those of h and w are stretched to [0, base_grid - 1], so that images of any size span the range met
-    in pretraining."""
+    With `base_grid`, those of h and w are stretched to [0, base_grid - 1], so that images of any size span the same
+    range as in pretraining."""
     positions = [torch.arange(length, dtype=torch.float32, device=device) for length in grid]
     if base_grid is not None:
         positions[1:] = [x * (base_grid - 1) / max(len(x) - 1, 1) for x in positions[1:]]
@@ -131,23 +131,23 @@ def rotary_table(
 
 
 def take_rotary(rotary: tuple[Tensor, Tensor], places: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of a `rotary_table` that lies at `places`, int64 [b m], for all heads: (cos, sin) [b 1 m k]."""
+    """The rows of a `rotary_table` at the indices `places`, int64 [b m], for all heads: (cos, sin) [b 1 m k]."""
     cos, sin = rotary
     return cos[places][:, None], sin[places][:, None]
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns adjacent channel pairs of x [... n head_dim] by the angles of `rotary_table`."""
+    """Rotates adjacent pairs of channels of x [... n head_dim] by the angles of `rotary_table`."""
     cos, sin = rotary
-    turned, rest = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), dim=-1)
-    even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
+    rotated, rest = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), dim=-1)
+    even, odd = rotated.unflatten(-1, (-1, 2)).unbind(-1)
     quarter_turn = torch.stack((-odd, even), dim=-1).flatten(-2)
-    return torch.cat(((turned * cos + quarter_turn * sin).to(x.dtype), rest), dim=-1)
+    return torch.cat(((rotated * cos + quarter_turn * sin).to(x.dtype), rest), dim=-1)
 
 
 def _tile(x: Tensor) -> Tensor:
-    """[n k] -> [n 2k]: a0 .. ak a0 .. ak. Not what `rotate` pairs (the two channels of a pair get different angles),
-    but the released V-JEPA 2 weights were trained so; the right layout gives wrong outputs with them."""
+    """[n k] -> [n 2k]: a0 .. ak a0 .. ak. The two channels of a pair in `rotate` get different angles, which is an
+    error; but the released V-JEPA 2 weights were trained with it and need it."""
     return torch.cat((x, x), dim=-1)
 
 
@@ -163,7 +163,7 @@ TABLES: dict[str, Callable[[Grid, int], Tensor]] = {
 }
 # Tables that are interpolated for a shorter clip too, as V-JEPA 1 does; others are cut
 STRETCHED = ("sincos_uniform",)
-# How the values of k angles are laid out over the 2k channels of an axis.
+# How the k angles of an axis are assigned to its 2k channels
 ROTARY: dict[str, Callable[[Tensor], Tensor]] = {
     "rope": _tile,
     "rope_interleaved": _interleave,

@@ -1,4 +1,4 @@
-"""ResNeXt3D: residual networks of 3D convolutions, basic or bottleneck, before or after their activations.
+"""ResNeXt3D: residual networks of 3D convolutions, with basic or bottleneck blocks, pre- or post-activated.
 
 Sources: He et al. 2015 (arXiv:1512.03385), Xie et al. 2016 (ResNeXt, arXiv:1611.05431), He et al. 2016
 (pre-activation, arXiv:1603.05027), Tran et al. 2017 (over video, arXiv:1711.11248). Settings, their names and their
@@ -31,7 +31,7 @@ SHORTCUTS = ("postactivated_shortcut", "preactivated_shortcut")
 
 
 class BasicBranch(Branch):
-    """Branch of two 3 x 3 x 3 convolutions in groups, each with a batch norm; the first has the stride."""
+    """A branch of two grouped 3 x 3 x 3 convolutions, each with a batch norm; the first has the stride."""
 
     def __init__(self, dim_in: int, dim_out: int, stride: Pair, groups: int):
         super().__init__()
@@ -50,8 +50,8 @@ class BasicBranch(Branch):
 
 
 class PreactivatedBottleneck(Branch):
-    """Branch of three convolutions as in Bottleneck, each after its batch norm and ReLU. With `norm_first=False` the
-    first convolution has neither: it follows the stem, which ends with both."""
+    """A branch of three convolutions as in `Bottleneck`, each preceded by batch norm and ReLU. With `norm_first=False`
+    the first convolution has neither, as it follows the stem, which ends with both."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class PreactivatedBottleneck(Branch):
 
 
 class PreactivatedShortcut(nn.Module):
-    """1 x 1 x 1 convolution after batch norm and ReLU, or with `norm_first=False` alone."""
+    """A 1 x 1 x 1 convolution, preceded by batch norm and ReLU unless `norm_first=False`."""
 
     def __init__(self, dim_in: int, dim_out: int, stride: Pair, norm_first: bool):
         super().__init__()
@@ -95,17 +95,16 @@ class PreactivatedShortcut(nn.Module):
 
 
 class ResNeXt3D(StagedEncoder):
-    """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], the places of the last stage.
+    """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], one for each place of the last stage.
 
-    The stem halves h and w, with `stem_maxpool` twice. Stage s (from 0) has `num_blocks[s]` blocks of `stage_planes` *
-    2**s channels, the first of them with the stage's strides; a size that a stride does not divide is rounded up. d is
-    the width of the last stage.
+    The stem halves h and w, with `stem_maxpool` twice. Stage s (from 0) has `num_blocks[s]` blocks with `stage_planes`
+    * 2**s channels; the first has the stage's strides, and sizes are rounded up. d is the width of the last stage.
 
-    `residual_transformation_type` is the branch of every block, `skip_transformation_type` the shortcut of those that
-    change size or channels. Settings of bottlenecks only: their middle convolution has `num_groups` * `width_per_group`
-    * 2**s channels (in the basic ones `num_groups` counts too). The temporal kernels of a stage are those of its
-    `stage_temporal_kernel_basis`, in turn over its blocks; they lie in the middle convolution, or with
-    `temporal_conv_1x1` in the first. Raises UserError for settings that do not fit together.
+    `residual_transformation_type` is the branch of every block, `skip_transformation_type` the shortcut of blocks that
+    change size or channels. All convolutions of basic blocks, and the middle one of bottlenecks, have `num_groups`
+    groups; the latter has `num_groups` * `width_per_group` * 2**s channels. The blocks of a stage use the temporal
+    kernels in its `stage_temporal_kernel_basis` in turn, in the middle convolution of bottlenecks or, with
+    `temporal_conv_1x1`, in the first. Raises UserError for settings that do not fit together.
     """
 
     def __init__(
@@ -168,7 +167,7 @@ class ResNeXt3D(StagedEncoder):
                 dim_in = dim_out
             self.stages.append(blocks)
         self.embed_dim = dim_in
-        # Branches that begin with norm and activation leave their sum without; the head gets it with both
+        # Pre-activated branches do not norm their output, so a norm and a ReLU follow the last block
         ends_bare = residual_transformation_type == PREACTIVATED
         self.norm = nn.Sequential(nn.BatchNorm3d(self.embed_dim), nn.ReLU()) if ends_bare else nn.Identity()
         self.initialize(zero_init_residual_transform, activation_checkpointing)
@@ -195,7 +194,8 @@ def residual_block(
     groups: int,
     follows_stem: bool,
 ) -> ResidualBlock:
-    """A block of the kinds named; it has a shortcut of its own where channels or size change."""
+    """A block with the given kinds of branch and shortcut; the shortcut is the identity unless channels or size
+    change."""
     branch: Branch
     if residual == BASIC:
         branch = BasicBranch(dim_in, dim_out, stride, groups)

@@ -1,7 +1,7 @@
-"""SlowFast: a wide pathway that sees few frames and a narrow one that sees all; and the slow one alone.
+"""SlowFast: a wide pathway on few frames and a narrow pathway on all frames; and the slow pathway alone.
 
-Source: Feichtenhofer et al. 2019, "SlowFast Networks for Video Recognition" (arXiv:1812.03982), table 1.
-Initialization and numbers are those of PyTorchVideo, so that its published weights fit.
+Source: Feichtenhofer et al. 2019, "SlowFast Networks for Video Recognition" (arXiv:1812.03982), table 1. Initialization
+and sizes are those of PyTorchVideo, so that its published weights fit.
 """
 
 from abc import abstractmethod
@@ -15,19 +15,19 @@ from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import Grid
 
 NUM_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # per stage, by depth of the ResNet
-# First convolutions of the blocks, by stage: the slow pathway looks along time only where features are abstract
+# Temporal kernels of the blocks' first convolutions, by stage: the slow pathway has them only in the last stages
 SLOW_KERNELS, FAST_KERNELS = (1, 1, 3, 3), (3, 3, 3, 3)
 SLOW_STEM_KERNEL, FAST_STEM_KERNEL = 1, 5
-STRIDE = 32  # pixels of a feature's side: stem, pool and the last three stages halve
+STRIDE = 32  # pixels: the side of a token, as stem, pool and the last three stages halve the size
 
-Pair = tuple[int, int]  # of kernels or strides: along time, and along height and width
+Pair = tuple[int, int]  # kernels or strides: along time, and along height and width
 
 
-# --- pieces of residual networks over video [b c t h w], which X3D and ResNeXt3D have too ---
+# --- parts of residual networks over video [b c t h w], which X3D and ResNeXt3D use too ---
 
 
 def convolution(dim_in: int, dim_out: int, kernel: Pair, stride: Pair = (1, 1), groups: int = 1) -> nn.Conv3d:
-    """Without bias, padded so that n frames or pixels become n / stride, rounded up. Kernels are odd."""
+    """A convolution without bias, padded so that n frames or pixels become n / stride, rounded up. Kernels are odd."""
     (temporal, spatial), (temporal_stride, spatial_stride) = kernel, stride
     return nn.Conv3d(
         dim_in,
@@ -41,7 +41,7 @@ def convolution(dim_in: int, dim_out: int, kernel: Pair, stride: Pair = (1, 1), 
 
 
 class Stem(nn.Module):
-    """Convolution, batch norm, ReLU and, where asked, a spatial max pool; halves h and w, with the pool twice."""
+    """Convolution, batch norm, ReLU and, with `max_pool`, a spatial max pool. Halves h and w, with the pool twice."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Pair, max_pool: bool):
         super().__init__()
@@ -59,12 +59,12 @@ class Branch(nn.Module):
     @property
     @abstractmethod
     def last(self) -> nn.BatchNorm3d | nn.Conv3d:
-        """The module that it ends with."""
+        """The last module of the branch."""
 
 
 class Bottleneck(Branch):
-    """Branch of three convolutions, each with a batch norm: a x 1 x 1, b x 3 x 3 in groups, 1 x 1 x 1. `kernels` are a
-    and b, along time. The stride is that of the middle one."""
+    """A branch of three convolutions, each with a batch norm: a x 1 x 1, b x 3 x 3 in groups, 1 x 1 x 1. `kernels` are
+    the temporal sizes a and b. The middle convolution has the stride."""
 
     def __init__(self, dim_in: int, inner: int, dim_out: int, kernels: Pair, stride: Pair, groups: int = 1):
         super().__init__()
@@ -86,7 +86,7 @@ class Bottleneck(Branch):
 
 
 class Shortcut(nn.Module):
-    """1 x 1 x 1 convolution and, unless `norm` is False, batch norm, for a block that changes channels or size."""
+    """A 1 x 1 x 1 convolution and, unless `norm` is False, a batch norm, for a block that changes channels or size."""
 
     def __init__(self, dim_in: int, dim_out: int, stride: Pair, norm: bool = True):
         super().__init__()
@@ -110,7 +110,7 @@ class ResidualBlock(nn.Module):
 
 
 class StagedEncoder(nn.Module):
-    """An encoder of a `stem`, `stages` of residual blocks, and `end`: what follows the last block, if anything does."""
+    """An encoder of a `stem`, `stages` of residual blocks, and `end`, an optional module after the last block."""
 
     stem: nn.Module
     stages: nn.ModuleList
@@ -139,8 +139,8 @@ class StagedEncoder(nn.Module):
         return rearrange(x, "b d t h w -> b (t h w) d")
 
     def initialize(self, zero_init: bool, activation_checkpointing: bool) -> None:
-        """Convolutions after He et al. 2015 (arXiv:1502.01852), by fan out. Norms already start at one and zero. With
-        `zero_init` every branch starts as zero, so that a block passes on its shortcut (Goyal et al. 2017,
+        """Initializes convolutions after He et al. 2015 (arXiv:1502.01852), by fan out; norms already are one and zero.
+        With `zero_init` every branch starts as zero, so that a block is its shortcut (Goyal et al. 2017,
         arXiv:1706.02677)."""
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
@@ -156,7 +156,7 @@ class StagedEncoder(nn.Module):
 
 
 class TwoPathStem(nn.Module):
-    """Stems of both pathways."""
+    """The stems of both pathways."""
 
     def __init__(self, slow: Stem, fast: Stem):
         super().__init__()
@@ -180,7 +180,7 @@ class FastToSlow(nn.Module):
 
 
 class TwoPathBlock(nn.Module):
-    """A residual block of either pathway; before it, at the beginning of a stage, the lateral connection."""
+    """A residual block of each pathway, preceded by a lateral connection (`fusion`) at the start of a stage."""
 
     def __init__(self, slow: ResidualBlock, fast: ResidualBlock, fusion: FastToSlow | None):
         super().__init__()
@@ -197,11 +197,11 @@ class TwoPathBlock(nn.Module):
 class SlowFast(StagedEncoder):
     """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], n = (t/alpha)(h/32)(w/32).
 
-    The fast pathway sees all frames with 1/`beta_inv` of the channels, the slow one every `alpha`-th of them. `width`
-    is the number of channels of the slow stem, `depth` that of the ResNet (50, 101 or 152). A lateral connection has
-    `fusion_ratio` times the fast channels and looks at `fusion_kernel` frames. d is 32 * width * (1 + 1/beta_inv). h
-    and w may be of any size; their tokens are rounded up. Raises UserError for settings that do not fit together and
-    for a clip that `alpha` does not divide.
+    The fast pathway sees all frames, with 1/`beta_inv` of the channels; the slow pathway sees every `alpha`-th frame.
+    `width` is the number of channels of the slow stem, `depth` that of the ResNet (50, 101 or 152). A lateral
+    connection has `fusion_ratio` times the fast channels and a temporal kernel of `fusion_kernel` frames. d is 32 *
+    width * (1 + 1/beta_inv). h and w may have any size; numbers of tokens are rounded up. Raises UserError for settings
+    that do not fit together, and for a clip whose frames `alpha` does not divide.
     """
 
     def __init__(
@@ -248,13 +248,13 @@ class SlowFast(StagedEncoder):
     def forward(self, x: Tensor) -> Tensor:
         frames = x.shape[2]
         self.grid(*x.shape[2:])
-        # Counted on the CPU, for every device to choose the same: a whole number may come out just below itself
+        # Computed on the CPU, so that all devices choose the same frames: rounding may differ just below whole numbers
         chosen = torch.linspace(0, frames - 1, frames // self.alpha, dtype=torch.float32, device="cpu").long()
         slow, fast = self.stem(x.index_select(2, chosen.to(x.device)), x)
         for block in self.blocks:
             slow, fast = block(slow, fast)
-        # The published head averages each pathway over all its frames and joins the channels. Groups of alpha
-        # frames are of one size, so the mean over the means of the groups is that same average.
+        # The published head averages each pathway over its frames and concatenates the channels. Averaging the fast
+        # pathway over groups of alpha frames first gives the same mean, as all groups have the same size.
         fast = reduce(fast, "b c (t alpha) h w -> b c t h w", "mean", alpha=self.alpha)
         return rearrange(torch.cat([slow, fast], dim=1), "b d t h w -> b (t h w) d")
 
@@ -262,8 +262,8 @@ class SlowFast(StagedEncoder):
 class SlowOnly(StagedEncoder):
     """Encoder: the slow pathway alone; [b c t h w] of normalized floats -> [b n d], n = t (h/32)(w/32).
 
-    `width` is the number of channels of the stem and d is 32 * width, `depth` that of the ResNet (50, 101 or 152). h
-    and w may be of any size; their tokens are rounded up. Raises UserError for an unknown depth.
+    `width` is the number of channels of the stem, d is 32 * width, and `depth` is that of the ResNet (50, 101 or 152).
+    h and w may have any size; numbers of tokens are rounded up. Raises UserError for an unknown depth.
     """
 
     def __init__(
@@ -289,12 +289,13 @@ class SlowOnly(StagedEncoder):
 
 
 def channels_into(stage: int, width: int) -> int:
-    """Channels of a pathway before a stage (from 0) of a ResNet whose stem has `width`."""
+    """The number of input channels of a stage (from 0) in a pathway whose stem has `width` channels."""
     return width if stage == 0 else 2 * width * 2**stage
 
 
 def residual_stage(stage: int, count: int, dim_in: int, width: int, temporal_kernel: int) -> list[ResidualBlock]:
-    """The blocks of one stage; the first has its shortcut and, from the second stage on, halves h and w."""
+    """The blocks of a stage; the first has a convolution as its shortcut and, from the second stage on, halves h and
+    w."""
     inner = width * 2**stage
     dim_out = 4 * inner
     stride = (1, 1 if stage == 0 else 2)

@@ -1,7 +1,7 @@
-"""Heads that look along time: from the tokens [b n d] of a clip on a grid (t, h, w) to logits [b k].
+"""Heads along time: they map the tokens [b n d] of a clip on a grid (t, h, w) to logits [b k].
 
-They go with encoders that see frames one by one, and see no motion themselves: statistics of how features change, a
-small convolutional network along time, and a small transformer along time.
+They are for encoders that see single frames and so no motion: statistics of how features change over time, a small
+convolutional network along time, and a small transformer along time.
 """
 
 import math
@@ -26,23 +26,23 @@ from vidtrain.models.vit3d import Block, init_weights, mlp_width, rescale_residu
 
 STATISTICS = ("mean", "difference", "deviation", "trend")
 POSITIONS = ("sincos", "learned")
-# Under a square root, whose slope at zero is infinite. The exporter to ONNX drops the addition of 1e-8 or less, which
-# numpy calls close to zero: graphs then gave features that stay still another deviation, and norms enlarge that
+# Added under the square root, whose slope at zero is infinite. The ONNX exporter removes the addition of 1e-8 or less
+# (numpy counts it as zero), which would change the deviation of constant features, and the norm would amplify that
 LEAST_VARIANCE = 1.1e-8
 
 
 class TemporalStatisticsClassifier(nn.Module):
-    """Statistics over time of every place's features, each normed, dropout, one linear layer; [b n d] -> logits [b k].
+    """Statistics of features over time, each with a norm, then dropout and a linear layer: [b n d] -> logits [b k].
 
-    `statistics` are some of mean; difference, the mean of |x[t+1] - x[t]|; deviation, the standard deviation; trend, by
-    how much the least-squares line through the features rises over the clip, which alone tells the direction of time.
-    They are averaged over places; with `spatial_size` s the s x s places of a grid are kept apart.
+    `statistics` may hold: mean; difference, the mean of |x[t+1] - x[t]|; deviation, the standard deviation; trend, the
+    rise of the least-squares line through the features over the clip, the only one that depends on the direction of
+    time. They are averaged over places or, with `spatial_size` s, kept for each of the s x s places.
 
-    `streams` is how many encodings lie side by side in a token, two where an encoder sees frames and their differences.
-    Each is normed by itself: changes are small beside what stays, and would be lost in a norm over both. The linear
-    layer is drawn with `init_std`. With 0 it starts at zero: of few videos it then learns directions in which these
-    differ, and nothing in all others, where what was drawn would stay. Raises UserError for statistics that are none,
-    for a width that the streams do not divide, and for a grid of other places.
+    `streams` is the number of encodings that are concatenated in a token: two if an encoder sees frames and their
+    differences. Each has its own norm, as differences are small and a common norm would suppress them. The linear layer
+    is initialized with the standard deviation `init_std`. With 0, its weights stay zero in all directions in which the
+    training videos do not differ; with few videos, random weights there would add noise. Raises UserError for unknown
+    statistics, a width that the streams do not divide, and a grid of other places.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class TemporalStatisticsClassifier(nn.Module):
 
 
 def statistic(name: str, x: Tensor) -> Tensor:
-    """One of `STATISTICS` of features [b t n d] over time -> [b n d]; of a single step all but the mean are zero."""
+    """One of `STATISTICS` of features [b t n d] over time -> [b n d]. With a single step, all but the mean are zero."""
     if name == "mean":
         return x.mean(dim=1)
     if x.shape[1] == 1:
@@ -108,7 +108,7 @@ def statistic(name: str, x: Tensor) -> Tensor:
 
 
 class ConvolutionBlock(nn.Module):
-    """x + gelu(convolution along time(norm(x))), x [b t d]."""
+    """x + gelu(conv(norm(x))) for x [b t d], with a convolution along time."""
 
     def __init__(self, dim: int, kernel: int, norm_eps: float):
         super().__init__()
@@ -120,10 +120,10 @@ class ConvolutionBlock(nn.Module):
 
 
 class TemporalConvolutionClassifier(nn.Module):
-    """A small convolutional network along time at every place, then the mean of all tokens; [b n d] -> logits [b k].
+    """A small convolutional network along time at every place, then the mean of all tokens: [b n d] -> logits [b k].
 
-    Tokens are normed and brought to `width` channels; `depth` blocks follow, each a convolution over `kernel` steps
-    beside a shortcut. Clips of any length fit; beyond their ends are zeros. Raises UserError for a kernel of even size.
+    Tokens are normed and projected to `width` channels; `depth` residual blocks follow, each with a convolution over
+    `kernel` steps. Clips of any length fit; they are padded with zeros. Raises UserError for an even kernel.
     """
 
     def __init__(
@@ -159,12 +159,12 @@ class TemporalConvolutionClassifier(nn.Module):
 
 
 class TemporalTransformerClassifier(nn.Module):
-    """Every place attends to itself at other times; then the mean of all tokens; [b n d] -> logits [b k].
+    """A small transformer along time at every place, then the mean of all tokens: [b n d] -> logits [b k].
 
-    Tokens are brought to `width` channels first (None: they keep their own), and given positions in time: a `sincos`
-    table, or a `learned` one, made for `num_frames` steps. Fewer steps take the first of them, more steps interpolate.
-    `drop_path` grows linearly over depth from 0 to the value given; `dropout` is that before the last layer. One token
-    a frame makes this the temporal encoder of ViViT's model 2 (arXiv:2103.15691), with the mean in place of a class
+    Tokens are projected to `width` channels (None: not projected), and get positions in time: a `sincos` or `learned`
+    table of `num_frames` steps. Clips with fewer steps use the first of them; for more steps it is interpolated.
+    `drop_path` grows linearly over depth from 0 to the given value; `dropout` is before the last layer. With one token
+    for each frame, this is the temporal encoder of ViViT's model 2 (arXiv:2103.15691) with the mean instead of a class
     token. Raises UserError for heads that do not divide the width, and for an unknown kind of positions.
     """
 
@@ -196,7 +196,7 @@ class TemporalTransformerClassifier(nn.Module):
         if positions == "learned":
             self.pos_embed = nn.Parameter(torch.empty(num_frames, 1, 1, dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        else:  # it follows from the config, so a checkpoint loads at any number of frames
+        else:  # not stored, so that a checkpoint loads at any number of frames
             self.register_buffer("pos_embed", sincos_1d((num_frames, 1, 1), dim), persistent=False)
         self.blocks = nn.ModuleList(
             Block(

@@ -1,4 +1,4 @@
-"""Any image model of timm, frame by frame: what it sees of each frame becomes the tokens of the video."""
+"""Any image model of timm as an encoder: its features of each frame are the tokens of the video."""
 
 import difflib
 import inspect
@@ -24,24 +24,23 @@ INPUTS = ("rgb", "difference", "both")
 class TimmFrames(nn.Module):
     """Encoder: video [b 3 t h w] of normalized floats -> tokens [b n d], frame after frame.
 
-    `backbone` is a name of `timm.list_models()`. With `features="pooled"` a frame is one token, what the image model
-    gives its classifier; with "spatial" one for every place of its last features, without class tokens, or for each of
-    `spatial_size` x `spatial_size` parts of the frame the mean of its places.
+    `backbone` is a name of `timm.list_models()`. With `features="pooled"` a frame has one token, the input of the image
+    model's classifier. With "spatial" it has one for every place of the last features, without class tokens, or one for
+    each of `spatial_size` x `spatial_size` parts of the frame, averaged over the part's places.
 
-    `input="difference"` shows the image model what changes: x[t+1] - x[t] for each pair of adjacent frames, as in the
-    RGB differences of TSN (Wang et al. 2016, arXiv:1608.00859), times `difference_gain`. Differences of normalized
-    colors lie around zero, the mean color, as pictures do, with less contrast: a backbone that was trained on pictures
-    sees gray where nothing moves, and the outlines of what does. With "both" a token is what the same backbone gives
-    for the first frame of a pair, then what it gives for their difference. A clip of t frames has t - 1 such tokens a
-    place.
+    With `input="difference"` the image model's input is x[t+1] - x[t] for each pair of adjacent frames, times
+    `difference_gain`, as in the RGB differences of TSN (Wang et al. 2016, arXiv:1608.00859). It looks like a gray
+    picture with the outlines of moving objects, so a backbone that was trained on pictures can use it. With "both" a
+    token is the concatenation of the backbone's features of the first frame of a pair and of the difference. A clip of
+    t frames then has t - 1 tokens at each place.
 
-    `image_size` (side, or height and width) is for models that must be built for one, such as Swin; of those, only the
-    ones that timm can use at any size take clips of another. `drop_path` grows over depth up to the value given. Raises
-    UserError for a name that timm does not know, and for a clip that the model cannot take.
+    `image_size` (side, or height and width) is for models with a fixed size, such as Swin; clips of another size work
+    only if timm supports that for the model. `drop_path` grows over depth up to the given value. Raises UserError for a
+    name that timm does not know, and for clips that the model cannot process.
     """
 
-    network: Any  # timm's models say what they are by attributes of their own
-    embed_dim: int  # of a token; with both inputs twice the width of the network
+    network: Any  # timm's models have no common type
+    embed_dim: int  # width of a token: twice the width of the network with input="both"
     prefix_tokens: int
 
     def __init__(
@@ -73,7 +72,7 @@ class TimmFrames(nn.Module):
         self.network = build_backbone(backbone, features, options)
         self.embed_dim = self.network.head_hidden_size * (2 if input == "both" else 1)
         self.prefix_tokens = prefix_tokens(self.network)
-        # Lists, which register nothing: every module here lies in the network already
+        # In lists, so that modules of the network are not registered twice
         self._modules_seen: list[nn.Module] = []
         self._depth: tuple[list[nn.Module], list[nn.Module]] = ([], [])
         if activation_checkpointing:
@@ -86,26 +85,27 @@ class TimmFrames(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """What unfreezing counts: residual or attention blocks, as timm counts them for the model."""
+        """The blocks that unfreezing counts: residual or attention blocks, as timm groups them for the model."""
         return self._in_depth()[1]
 
     def _in_depth(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """(layers, blocks), the same until modules of the network are exchanged, as by synchronized batch norms."""
+        """(layers, blocks). They are computed again if modules of the network were replaced, such as batch norms by
+        synchronized ones."""
         modules = list(self.network.modules())
-        if [id(each) for each in modules] != [id(each) for each in self._modules_seen]:
+        if list(map(id, modules)) != list(map(id, self._modules_seen)):
             self._modules_seen, self._depth = modules, layers_and_blocks(self.network)
         return self._depth
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
-        """Tokens along t, h and w of a clip. Raises UserError for frames that the image model cannot take, and for
-        fewer than the input needs."""
+        """Tokens along t, h and w of a clip. Raises UserError for a frame size that the image model cannot process, and
+        for fewer frames than the input needs."""
         if (height, width) not in self._places:
             self._places[height, width] = self._look(height, width)
         h, w = self._places[height, width]
         steps = frames if self.input == "rgb" else frames - 1
         if steps < 1:
             raise UserError(
-                f"clip.frames={frames} has no differences of frames, which model.encoder.input={self.input} takes; set "
+                f"clip.frames={frames} has no frame differences, which model.encoder.input={self.input} needs; set "
                 "clip.frames to 2 or more"
             )
         if self.spatial_size is None:
@@ -118,7 +118,7 @@ class TimmFrames(nn.Module):
         return steps, self.spatial_size, self.spatial_size
 
     def forward(self, x: Tensor) -> Tensor:
-        self.grid(*x.shape[2:])  # refuses what does not fit
+        self.grid(*x.shape[2:])  # raises UserError for clips that do not fit
         if self.input == "rgb":
             return self._tokens(x)
         differences = self._tokens(self.difference_gain * (x[:, :, 1:] - x[:, :, :-1]))
@@ -127,17 +127,17 @@ class TimmFrames(nn.Module):
         return torch.cat((self._tokens(x[:, :, :-1]), differences), dim=-1)
 
     def _tokens(self, x: Tensor) -> Tensor:
-        """What the image model gives for the pictures [b 3 t h w]: [b n d]."""
+        """The image model's features of pictures [b 3 t h w]: [b n d]."""
         t = x.shape[2]
         pictures = rearrange(x, "b c t h w -> (b t) c h w")
-        # colors innermost, which halves the time of EfficientNets on a CPU
+        # the channels-last layout halves the time of EfficientNets on a CPU
         features = self.network(pictures.contiguous(memory_format=torch.channels_last))
         if self.features == "pooled":
             return rearrange(features, "(b t) d -> b t d", t=t)
         if features.ndim == 3:
             h, _ = self._places[x.shape[3], x.shape[4]]
             features = rearrange(features[:, self.prefix_tokens :], "n (h w) d -> n d h w", h=h)
-        elif features.shape[1] != self.network.head_hidden_size:  # as Swin's are
+        elif features.shape[1] != self.network.head_hidden_size:  # channels are last, as in Swin
             features = rearrange(features, "n h w d -> n d h w")
         if self.spatial_size is not None:
             features = F.adaptive_avg_pool2d(features, self.spatial_size)
@@ -149,7 +149,7 @@ class TimmFrames(nn.Module):
 
 
 def check_spatial_size(spatial_size: int | None, features: str) -> None:
-    """Raises UserError for a size that is none, or that the features have no use for."""
+    """Raises UserError for a size below 1, or if the features are not spatial."""
     if spatial_size is None:
         return
     check_positive("model.encoder.spatial_size", spatial_size)
@@ -172,7 +172,7 @@ def places_of(
             found = network(torch.empty(1, 3, height, width))
     except (AssertionError, RuntimeError, ValueError, IndexError) as error:
         raise UserError(
-            f"clip.size={height}x{width}: {name} does not take such frames ({str(error).strip()}); "
+            f"clip.size={height}x{width}: {name} cannot process frames of this size ({str(error).strip()}); "
             "set clip.size to one that it takes"
         ) from error
     if features == "pooled":
@@ -192,32 +192,32 @@ def places_of(
 
 
 def prefix_tokens(network: Any) -> int:
-    """How many tokens of no place, such as a class token, come before the others; not every timm model says it."""
+    """The number of tokens without a place, such as a class token, at the start; 0 if the timm model does not say."""
     return network.num_prefix_tokens if hasattr(network, "num_prefix_tokens") else 0
 
 
 def build_backbone(name: str, features: str, options: dict[str, Any]) -> Any:
-    """timm's model without its classifier, and for spatial features without its pooling; not pretrained. Raises
-    UserError where it cannot do without its pooling."""
+    """timm's model without its classifier and, for spatial features, without its pooling; not pretrained. Raises
+    UserError if its pooling cannot be removed."""
     network: Any = timm.create_model(name, pretrained=False, num_classes=0, **options)
     if features == "spatial":
         try:
             network.reset_classifier(0, "")
-        except (AssertionError, ValueError) as error:  # timm's models, where pooling cannot be left out
+        except (AssertionError, ValueError) as error:  # raised by models whose pooling cannot be removed
             raise UserError(_no_places(name, str(error))) from error
     return network
 
 
 def _no_places(name: str, reason: str) -> str:
     return (
-        f"model.encoder.backbone={name} gives no features for every place of a frame ({reason}); "
+        f"model.encoder.backbone={name} has no features for every place of a frame ({reason}); "
         "set model.encoder.features=pooled"
     )
 
 
 def backbone_options(name: str, image_size: tuple[int, int], drop_path: float) -> dict[str, Any]:
-    """The constructor's options of an image model, as far as it has them. Raises UserError for a `drop_path` where it
-    has none."""
+    """The options for the constructor of an image model, limited to those that it has. Raises UserError for a
+    `drop_path` if it has no such option."""
     known = constructor_options(name)
     if drop_path > 0 and "drop_path_rate" not in known:
         raise UserError(f"model.encoder.drop_path={drop_path}: {name} has no drop path; set it to 0")
@@ -227,14 +227,14 @@ def backbone_options(name: str, image_size: tuple[int, int], drop_path: float) -
 
 @cache
 def constructor_options(name: str) -> frozenset[str]:
-    """Names of what the class of a timm model can be told."""
+    """The names of the constructor arguments of a timm model."""
     with torch.device("meta"):
         kinds = type(timm.create_model(name, pretrained=False)).__mro__
-    return frozenset(each for kind in kinds for each in inspect.signature(kind).parameters)
+    return frozenset(name for kind in kinds for name in inspect.signature(kind).parameters)
 
 
 def check_name(name: str) -> None:
-    """Raises UserError for a model that timm does not know, with near names."""
+    """Raises UserError for a model that timm does not know, with similar names."""
     known = timm.list_models()
     if name in known:
         return
@@ -249,9 +249,9 @@ def check_name(name: str) -> None:
     raise UserError(f"model.encoder.backbone={name}: timm {timm.__version__} has no such image model; {hint}")
 
 
-# The name of no parameter, so it falls to what a matcher does not know: norms and heads at the end
+# A name that no pattern of a matcher matches, so that it gets the depth of norms and heads at the end
 UNMATCHED = "?"
-# For the few models of timm that say nothing of their depth: numbered stages of numbered blocks
+# For the few models of timm without a matcher: numbered stages of numbered blocks
 MATCHER = {
     "stem": r"^stem|^patch_embed|^cls_token|^pos_embed",
     "blocks": [(r"^\w+\.(\d+)\.(?:downsample|pool)", (0,)), (r"^\w+\.(\d+)\.(?:blocks\.)?(\d+)\.", None)],
@@ -259,8 +259,8 @@ MATCHER = {
 
 
 class DepthGroup(nn.Module):
-    """Modules, and parameters that lie in none of them, of one depth. They belong to the network, and this only refers
-    to them, so it is never registered beside it."""
+    """Modules of the same depth, and parameters of that depth outside of them. It refers to modules of the network, so
+    it must not be registered as a submodule beside it."""
 
     def __init__(self, modules: list[nn.Module], parameters: list[nn.Parameter]):
         super().__init__()
@@ -269,9 +269,9 @@ class DepthGroup(nn.Module):
 
 
 def layers_and_blocks(network: Any) -> tuple[list[nn.Module], list[nn.Module]]:
-    """(layers, blocks) of a timm model, by what it says of itself (`group_matcher`). The layers hold every parameter
-    once, in order of depth; one is a module of the network where it has a module of just these parameters, else a
-    DepthGroup. Blocks are all but the stem and what comes after the last one."""
+    """(layers, blocks) of a timm model, from its `group_matcher`. The layers are in order of depth and hold every
+    parameter once. A layer is a module of the network if one module has exactly these parameters, else a `DepthGroup`.
+    The blocks are the layers without the stem and without those after the last block."""
     matcher = network.group_matcher(coarse=False) if hasattr(network, "group_matcher") else MATCHER
     named = [(name, None) for name in (*dict(network.named_parameters()), UNMATCHED)]
     depth_of = group_with_matcher(iter(named), matcher, reverse=True)
@@ -294,14 +294,15 @@ def layers_and_blocks(network: Any) -> tuple[list[nn.Module], list[nn.Module]]:
 
 
 def members(layer: nn.Module) -> list[nn.Module]:
-    """The modules of the network that a layer consists of."""
+    """The modules of a layer."""
     return list(layer.parts) if isinstance(layer, DepthGroup) else [layer]
 
 
 def _parts(module: nn.Module, prefix: str, depth_of: dict[str, int]) -> Iterator[tuple[int, nn.Module | nn.Parameter]]:
-    """The largest modules whose parameters are all of one depth, and the parameters outside of these."""
+    """Yields (depth, part) for the largest modules whose parameters have a single depth, and parameters outside of
+    them."""
     depths = {depth_of[prefix + name] for name, _ in module.named_parameters() if prefix + name in depth_of}
-    if len(depths) == 1 and not isinstance(module, nn.ModuleList):  # which is never called itself
+    if len(depths) == 1 and not isinstance(module, nn.ModuleList):  # a list has no forward pass
         yield depths.pop(), module
         return
     for name, parameter in module.named_parameters(recurse=False):

@@ -1,7 +1,6 @@
-"""torchvision's video models as encoders: their own modules, without the head, in the order of depth.
+"""torchvision's video models as encoders: their modules without the head.
 
-The modules and their names are torchvision's, so its published weights fit and give its numbers. Which of them a
-name means is the constructor's `name`, a key of the table beside each class.
+The modules and their names are torchvision's, so that its published weights fit. The argument `name` chooses the model.
 """
 
 import math
@@ -19,19 +18,18 @@ from vidtrain.errors import UserError, check_choice, check_drop_path
 from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import Grid, fit_table
 
-RESNETS = {"r3d_18": 8, "r2plus1d_18": 8, "mc3_18": 1}  # frames to one token
+RESNETS = {"r3d_18": 8, "r2plus1d_18": 8, "mc3_18": 1}  # frames of a token
 SWINS = ("swin3d_t", "swin3d_s", "swin3d_b")
 MVITS = ("mvit_v1_b", "mvit_v2_s")
 TOKENS = ("class", "patches")
 
 
 class TorchvisionResNet(nn.Module):
-    """Encoder: a ResNet-18 of videos, [b 3 t h w] -> tokens [b n 512], one for every 16x16 pixels.
+    """Encoder: a video ResNet-18, [b 3 t h w] -> tokens [b n 512], one for every 16x16 pixels.
 
-    `name` is r3d_18 (3D convolutions), r2plus1d_18 (each apart in space and time) or mc3_18 (3D in the first stage and
-    2D after it, which keeps a token for every frame; the others join 8 frames). Any size of clip fits; the last window
-    of a side or of the frames may reach over the edge. Source: Tran et al. 2018, arXiv:1711.11248. Raises UserError for
-    an unknown name.
+    `name` is r3d_18 (3D convolutions), r2plus1d_18 (separate convolutions in space and time) or mc3_18 (3D in the first
+    stage, 2D after it). A token covers 8 frames, or one in mc3_18. Clips of any size fit; the last token along an axis
+    may reach over the edge. Source: Tran et al. 2018, arXiv:1711.11248. Raises UserError for an unknown name.
     """
 
     def __init__(self, name: str, activation_checkpointing: bool = False):
@@ -69,8 +67,8 @@ class TorchvisionResNet(nn.Module):
 class TorchvisionS3D(nn.Module):
     """Encoder: separable inception, [b 3 t h w] -> tokens [b n 1024], one for 8 frames of 32x32 pixels.
 
-    Its last pooling takes whole windows only, so what they leave over at an edge has no token.
-    Source: Xie et al. 2018 (S3D without gating), arXiv:1712.04851.
+    The last pooling uses complete windows only, so the remainder at an edge has no token. Source: Xie et al. 2018 (S3D
+    without gating), arXiv:1712.04851.
     """
 
     def __init__(self, activation_checkpointing: bool = False):
@@ -82,16 +80,16 @@ class TorchvisionS3D(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The inception blocks: what follows the three convolutions of the stem."""
+        """The inception blocks, which follow the three convolutions of the stem."""
         return self.layers[3:]
 
     @property
     def layers(self) -> list[nn.Module]:
         """Modules in order of depth; together they hold every parameter. Poolings hold none."""
-        return [each for each in self.features if not isinstance(each, nn.MaxPool3d)]
+        return [module for module in self.features if not isinstance(module, nn.MaxPool3d)]
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
-        """Tokens along t, h and w of a clip. Raises UserError for one that is too small to have any."""
+        """Tokens along t, h and w of a clip. Raises UserError for a clip that is too small."""
         for key, size, least in (("clip.frames", frames, 5), ("clip.size", min(height, width), 17)):
             if size < least:
                 raise UserError(f"{key}={size} is too small for s3d; the smallest that fits is {least}.")
@@ -106,14 +104,14 @@ class TorchvisionS3D(nn.Module):
 class TorchvisionMViT(nn.Module):
     """Encoder: MViT, [b 3 t h w] -> tokens [b n 768], one for 2 frames of 32x32 pixels.
 
-    `name` is mvit_v1_b (positions are added to the patches) or mvit_v2_s (they lie in the attention). With
-    `tokens="class"` there is the class token alone, from which the published weights answer, and the grid is 1x1x1;
-    with `tokens="patches"` there are the others, without it.
+    `name` is mvit_v1_b (positions are added to the patches) or mvit_v2_s (positions are relative, in the attention).
+    With `tokens="class"` the output is only the class token, which the published head uses, and the grid is 1x1x1; with
+    `tokens="patches"` it is the patches without the class token.
 
-    `num_frames` and `image_size` (side, or height and width) set the lengths of the tables of positions; a clip of
-    another size is given interpolated ones, so any size fits. `drop_path` grows linearly over depth from 0 to the value
-    given; `dropout` is of what attention and MLP add. Sources: Fan et al. 2021, arXiv:2104.11227, table 3; Li et al.
-    2022, arXiv:2112.01526, table 1. Raises UserError for an unknown `name` or `tokens`.
+    `num_frames` and `image_size` (side, or height and width) set the sizes of the position tables; for other clips they
+    are interpolated, so any size fits. `drop_path` grows linearly over depth from 0 to the given value; `dropout` is
+    that of the outputs of attention and MLP. Sources: Fan et al. 2021, arXiv:2104.11227, table 3; Li et al. 2022,
+    arXiv:2112.01526, table 1. Raises UserError for an unknown `name` or `tokens`.
     """
 
     def __init__(
@@ -124,23 +122,23 @@ class TorchvisionMViT(nn.Module):
         drop_path: float = 0.2,
         dropout: float = 0.0,
         activation_checkpointing: bool = False,
-        name: str = "mvit_v2_s",  # as in configurations from before there were two
+        name: str = "mvit_v2_s",  # the default of configurations from before there were two
     ):
         super().__init__()
         check_choice("model.encoder.name", name, MVITS)
         check_choice("model.encoder.tokens", tokens, TOKENS)
         check_drop_path("model.encoder.drop_path", drop_path)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        second = name == "mvit_v2_s"
+        is_v2 = name == "mvit_v2_s"
         network = MViT(
-            # whole windows of the stem, and enough of them that the last stage has one left
+            # a multiple of the stem's stride, and large enough for one token in the last stage
             spatial_size=tuple(max(32, 4 * length) for length in _windows((1, height, width), (1, 4, 4))[1:]),
             temporal_size=2 * math.ceil(num_frames / 2),
-            block_setting=mvit_v2_s_blocks() if second else mvit_v1_b_blocks(),
-            residual_pool=second,
+            block_setting=mvit_v2_s_blocks() if is_v2 else mvit_v1_b_blocks(),
+            residual_pool=is_v2,
             residual_with_cls_embed=False,
-            rel_pos_embed=second,
-            proj_after_attn=second,
+            rel_pos_embed=is_v2,
+            proj_after_attn=is_v2,
             attention_dropout=dropout,
             stochastic_depth_prob=drop_path,
         )
@@ -159,7 +157,7 @@ class TorchvisionMViT(nn.Module):
         return [self.stem, *self.blocks, self.norm]
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
-        """Tokens along t, h and w of a clip; the class token is a grid by itself."""
+        """Tokens along t, h and w of a clip; the class token alone has the grid 1x1x1."""
         return (1, 1, 1) if self.tokens == "class" else _windows((frames, height, width), (2, 32, 32))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,13 +169,13 @@ class TorchvisionMViT(nn.Module):
 
 
 class MViTStem(nn.Module):
-    """Video [b 3 t h w] -> class token and patches [b 1+n d], and the grid of the patches. Where positions are added, a
-    grid of another size gets them interpolated trilinearly, as in PySlowFast."""
+    """Video [b 3 t h w] -> class token and patches [b 1+n d], and the grid of the patches. Position tables (MViTv1) are
+    interpolated trilinearly for another grid, as in PySlowFast."""
 
     def __init__(self, conv_proj: nn.Module, pos_encoding: PositionalEncoding):
         super().__init__()
         self.conv_proj = conv_proj
-        self.pos_encoding = pos_encoding  # of MViTv2 the class token alone
+        self.pos_encoding = pos_encoding  # in MViTv2 it holds only the class token
 
     def forward(self, x: Tensor) -> tuple[Tensor, Grid]:
         x = self.conv_proj(x)
@@ -193,8 +191,8 @@ class MViTStem(nn.Module):
 
 
 def mvit_v1_b_blocks() -> list[MSBlockConfig]:
-    """The blocks of MViTv2-S, but a stage's last block widens tokens for the next, and queries are pooled only where a
-    stage begins."""
+    """The blocks of MViTv2-S with two differences: the last block of a stage widens tokens for the next stage, and only
+    the first block of a stage pools queries."""
     blocks = mvit_v2_s_blocks()
     for block, following in zip(blocks, blocks[1:], strict=False):
         block.input_channels, block.output_channels = 96 * block.num_heads, 96 * following.num_heads
@@ -206,8 +204,8 @@ def mvit_v1_b_blocks() -> list[MSBlockConfig]:
 
 
 def mvit_v2_s_blocks() -> list[MSBlockConfig]:
-    """Stages of 1, 2, 11 and 2 blocks; each next has twice the width and heads, and tokens of twice the side. Keys and
-    values are pooled so that they always lie 8 tokens of the first stage apart."""
+    """Stages of 1, 2, 11 and 2 blocks. Each next stage has twice the width and heads, and tokens of twice the side.
+    Keys and values are pooled to the same grid in all stages, with a stride of 8 tokens of the first stage."""
     blocks = []
     for stage, depth in enumerate((1, 2, 11, 2)):
         for index in range(depth):
@@ -229,9 +227,9 @@ def mvit_v2_s_blocks() -> list[MSBlockConfig]:
 class TorchvisionSwin(nn.Module):
     """Encoder: Video Swin, [b 3 t h w] -> tokens [b n d], one for 2 frames of 32x32 pixels.
 
-    `name` is swin3d_t, swin3d_s (d = 768) or swin3d_b (d = 1024). Any size of clip fits: what a last patch or window
-    lacks is filled with zeros. `drop_path` grows linearly over depth from 0 to the value given; `dropout` is of the
-    patches and of what attention and MLP add, `attention_dropout` of the attention weights. Source: Liu et al. 2022,
+    `name` is swin3d_t, swin3d_s (d = 768) or swin3d_b (d = 1024). Clips of any size fit: incomplete patches and windows
+    are padded with zeros. `drop_path` grows linearly over depth from 0 to the given value; `dropout` is that of patches
+    and of the outputs of attention and MLP, `attention_dropout` that of attention weights. Source: Liu et al. 2022,
     arXiv:2106.13230. Raises UserError for an unknown name.
     """
 
@@ -253,7 +251,7 @@ class TorchvisionSwin(nn.Module):
         self.pos_drop = network.pos_drop
         self.features = network.features
         self.norm = network.norm
-        for index, block in enumerate(self.blocks):  # the builder's own rule, which it takes no rate for
+        for index, block in enumerate(self.blocks):  # torchvision's rule, for which `get_model` takes no rate
             stochastic_depth = block.get_submodule("stochastic_depth")
             assert isinstance(stochastic_depth, StochasticDepth)
             stochastic_depth.p = drop_path * index / (len(self.blocks) - 1)
@@ -281,6 +279,6 @@ class TorchvisionSwin(nn.Module):
 
 
 def _windows(sizes: Grid, strides: Grid) -> Grid:
-    """Windows that cover each size: every layer of these networks that has a stride pads at the edge."""
+    """The number of windows along each axis, rounded up: every layer with a stride pads at the edges."""
     t, h, w = (math.ceil(size / stride) for size, stride in zip(sizes, strides, strict=True))
     return t, h, w

@@ -1,6 +1,6 @@
-"""ViT-3D: a video cut into tubelets, and a plain pre-norm transformer over all of them.
+"""ViT-3D: a video is divided into tubelets, and a plain pre-norm transformer processes all of them.
 
-Parameter names and initialization are those of V-JEPA and VideoMAE, so published weights can be loaded.
+Parameter names and initialization are those of V-JEPA and VideoMAE, so that published weights can be loaded.
 """
 
 import math
@@ -33,9 +33,9 @@ ACTIVATIONS = ("gelu", "swiglu")
 
 class PatchEmbed3D(nn.Module):
     """[b c t h w] -> [b n d], one token for each tubelet of tubelet_size x patch_size x patch_size pixels. With
-    `modality_embed` a learned vector that says "video" is added to every token, as in V-JEPA 2.1."""
+    `modality_embed` a learned vector for the modality video is added to every token, as in V-JEPA 2.1."""
 
-    pos_embed: nn.Parameter  # where positions are learned
+    pos_embed: nn.Parameter  # only with learned positions
 
     def __init__(
         self,
@@ -48,14 +48,14 @@ class PatchEmbed3D(nn.Module):
         super().__init__()
         tubelet = (tubelet_size, patch_size, patch_size)
         self.proj = nn.Conv3d(in_channels, embed_dim, kernel_size=tubelet, stride=tubelet)
-        # of one dimension, so that it is not decayed: it acts as a second bias
+        # a vector, so that weight decay does not apply: it acts as a second bias
         self.video_mod_embed = nn.Parameter(1e-6 * torch.randn(embed_dim)) if modality_embed else None
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """With `visible`, int64 [b n] of flat places, the tokens there alone."""
+        """All tokens, or with `visible`, int64 [b n], only those at these flat places."""
         if visible is None:
             tokens = rearrange(self.proj(x), "b d t h w -> b (t h w) d")
-        else:  # the convolution as a product, which costs nothing for the others
+        else:  # the convolution as a matrix product, which is computed only for visible tubelets
             sizes = dict(zip("upq", self.proj.kernel_size, strict=True))
             tubelets = rearrange(x, "b c (t u) (h p) (w q) -> b (t h w) (c u p q)", **sizes)
             tokens = F.linear(take_tokens(tubelets, visible), self.proj.weight.flatten(1), self.proj.bias)
@@ -63,8 +63,8 @@ class PatchEmbed3D(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Tokens [b n d] -> [b n d]; `dropout` is of the attention weights. `key_mask` bool [b n] is False for tokens that
-    none attends to, such as padding."""
+    """Tokens [b n d] -> [b n d]; `dropout` is that of attention weights. `key_mask` bool [b n] is False for tokens to
+    which no token attends, such as padding."""
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool, dropout: float = 0.0):
         super().__init__()
@@ -76,7 +76,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary | None, key_mask: Tensor | None = None) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         if rotary is not None:
-            # v is copied: a view of qkv would keep all three in memory for the backward pass
+            # v is copied, as a view would keep all of qkv in memory for the backward pass
             q, k, v = rotate(q, rotary), rotate(k, rotary), v.contiguous()
         attn_mask = None if key_mask is None else key_mask[:, None, None]
         x = F.scaled_dot_product_attention(q, k, v, attn_mask, self.dropout if self.training else 0.0)
@@ -84,7 +84,7 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Sequential):
-    """fc2(gelu(fc1(x))), by the names of published weights."""
+    """fc2(gelu(fc1(x))), with the parameter names of published weights."""
 
     fc1: nn.Linear
     fc2: nn.Linear
@@ -95,7 +95,7 @@ class Mlp(nn.Sequential):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training, drops the branch of a sample with chance `rate`."""
+    """Stochastic depth (Huang et al. 2016): in training, drops the branch of a sample with probability `rate`."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -122,8 +122,8 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); tokens [b n d] in and out. `dropout` is of what attention and MLP
-    add, `drop_path` leaves out either for a whole sample. `key_mask`: see SelfAttention."""
+    """x = x + attention(norm(x)), then x + mlp(norm(x)), for tokens [b n d]. `dropout` is that of the outputs of
+    attention and MLP; `drop_path` drops either output for a whole sample. `key_mask`: see SelfAttention."""
 
     def __init__(
         self,
@@ -154,19 +154,19 @@ class Block(nn.Module):
 class ViT3D(nn.Module):
     """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], n = (t/tubelet)(h/patch)(w/patch).
 
-    `out_layers` are the blocks (from 0, the last one among them) whose tokens are given, each through the final norm,
-    those of one block after those of another; without it, those of the last block. `norm_per_layer` gives each of them
-    a norm of its own, as in V-JEPA 2.1; `modality_embed`: see PatchEmbed3D.
+    `out_layers` are the blocks (from 0, including the last) whose tokens are returned, in sequence, each after the
+    final norm; by default only the last block. `norm_per_layer` gives each of them its own norm, as in V-JEPA 2.1.
+    `modality_embed`: see PatchEmbed3D.
 
-    `image_size` (side, or height and width) and `num_frames` are the size the fixed position table is made for; other
-    sizes and lengths that patch and tubelet divide work too, the table is then fitted to them.
+    `image_size` (side, or height and width) and `num_frames` are the size for which the position table is made. Other
+    sizes and lengths that patch and tubelet divide work too; the table is then fitted to them.
 
-    `mlp_hidden` is the width of the MLP as it is; when None it follows from `mlp_ratio` (see `mlp_width`). `drop_path`
-    grows linearly over depth from 0 to the value given; `dropout` and `attention_dropout` are those of every block.
-    `positions` is a key of positions.TABLES or positions.ROTARY, or `learned`: a table that trains; `rope_base_grid`
-    stretches rotary positions (see positions.rotary_table). `final_norm=False` is VideoMAE's fine-tuned encoder, whose
-    only last norm is the head's. Raises UserError for sizes that do not fit together, at construction and for a clip
-    that does not fit.
+    `mlp_hidden` is the width of the MLP; if None, it is computed from `mlp_ratio` (see `mlp_width`). `drop_path` grows
+    linearly over depth from 0 to the given value; `dropout` and `attention_dropout` are those of every block.
+    `positions` is a key of positions.TABLES or positions.ROTARY, or `learned`: a trained table. `rope_base_grid`
+    stretches rotary positions (see positions.rotary_table). `final_norm=False` is for VideoMAE's fine-tuned encoder,
+    whose last norm is in the head. Raises UserError for settings that do not fit together, and for a clip that does not
+    fit.
     """
 
     norm: nn.Module
@@ -229,7 +229,7 @@ class ViT3D(nn.Module):
         if positions == "learned":
             self.patch_embed.pos_embed = nn.Parameter(torch.empty(*grid, embed_dim))
             nn.init.trunc_normal_(self.patch_embed.pos_embed, std=0.02)
-        # Not persistent: it follows from the config, so a checkpoint loads at any clip size.
+        # Not persistent, so that a checkpoint loads at any clip size
         table = TABLES[positions](grid, embed_dim) if positions in TABLES else None
         self.register_buffer("pos_embed", table, persistent=False)
 
@@ -265,30 +265,28 @@ class ViT3D(nn.Module):
         return [self.patch_embed, *self.blocks, self.norm]
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
-        """Tokens along t, h and w of a clip; those of several `out_layers` count as following each other in t. Raises
-        UserError when patches or tubelets do not fill the clip."""
+        """Tokens along t, h and w of a clip; several `out_layers` multiply t. Raises UserError if patch or tubelet size
+        do not divide the clip."""
         t, h, w = self.tubelets(frames, height, width)
         return t * len(self.out_layers), h, w
 
     def tubelets(self, frames: int, height: int, width: int) -> Grid:
-        """The grid inside of the encoder, which positions are of. Raises as `grid` does."""
+        """The grid of tubelets inside the encoder, to which positions belong. Raises as `grid` does."""
         check_multiple("clip.frames", frames, self.tubelet_size, f"model.encoder.tubelet_size={self.tubelet_size}")
         for side in (height, width):
             check_multiple("clip.size", side, self.patch_size, f"model.encoder.patch_size={self.patch_size}")
         return frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
 
     def interpolates(self, frames: int, height: int, width: int) -> bool:
-        """Whether the table of positions, computed or learned, is interpolated for such a clip, as it was made for
-        another."""
+        """Whether the position table is interpolated for a clip of this size."""
         if self.positions in ROTARY:
             return False
         (t, h, w), (steps, rows, columns) = self.tubelets(frames, height, width), self.native_grid
         return (h, w) != (rows, columns) or t > steps or (t < steps and self.positions in STRETCHED)
 
     def forward(self, x: Tensor, visible: Tensor | None = None, visible_valid: Tensor | None = None) -> Tensor:
-        """With `visible`, int64 [b n] of flat places, only the tokens there take part, each with the position of its
-        true place: [b n d]. `visible_valid` bool [b n] is False for padding: it has tokens, and no other token
-        attends to them."""
+        """With `visible`, int64 [b n], only the tokens at these flat places are encoded, with their positions: [b n d].
+        `visible_valid` bool [b n] is False for padding, to which no token attends."""
         grid = self.tubelets(*x.shape[2:])
         x = self.patch_embed(x, visible)
         rotary = None
@@ -311,8 +309,8 @@ class ViT3D(nn.Module):
 
 
 def mlp_width(dim: int, ratio: float, activation: str) -> int:
-    """Hidden width of an MLP: dim * ratio, of which SwiGLU takes 2/3, rounded up to a multiple of 8. With its third
-    matrix SwiGLU then has about as many parameters as the plain MLP."""
+    """The hidden width of an MLP: dim * ratio, or for SwiGLU 2/3 of that, rounded up to a multiple of 8. SwiGLU has a
+    third matrix, so its number of parameters is then about the same."""
     hidden = int(dim * ratio)
     return math.ceil(int(2 * hidden / 3) / 8) * 8 if activation == "swiglu" else hidden
 
@@ -327,8 +325,9 @@ def init_weights(module: nn.Module) -> None:
 
 @torch.no_grad()
 def rescale_residual_branches(blocks: Iterable[nn.Module]) -> None:
-    """Divides what block l (from 1) adds to the residual stream by sqrt(2 l), so its variance grows slowly. The
-    reference scales `mlp.fc2` for SwiGLU too, which is not the output there; here it is the output."""
+    """Divides the output weights of attention and MLP in block l (from 1) by sqrt(2 l), so that the variance of the
+    residual stream grows slowly. The reference code scales `mlp.fc2` for SwiGLU too, where the output is fc3; here fc3
+    is scaled."""
     for level, block in enumerate(blocks, start=1):
         assert isinstance(block, Block)
         mlp_output = block.mlp.fc3 if isinstance(block.mlp, SwiGLU) else block.mlp.fc2
@@ -337,7 +336,7 @@ def rescale_residual_branches(blocks: Iterable[nn.Module]) -> None:
 
 
 def check_heads(key: str, num_heads: int, embed_dim: int) -> None:
-    """Every attention head must get the same number of channels."""
+    """Raises UserError if the heads do not divide the channels, with the nearest numbers that do."""
     if num_heads > 0 and embed_dim % num_heads == 0:
         return
     divisors = [n for n in range(1, embed_dim + 1) if embed_dim % n == 0]
@@ -350,11 +349,11 @@ def check_heads(key: str, num_heads: int, embed_dim: int) -> None:
 
 
 def check_out_layers(layers: Sequence[int] | None, depth: int) -> None:
-    """Raises UserError for blocks that are not there, or out of order, or that leave the last ones without use."""
+    """Raises UserError for blocks that do not exist, are out of order, or do not include the last block."""
     if layers is not None and (sorted(set(layers)) != list(layers) or not layers or layers[0] < 0):
         raise UserError(f"model.encoder.out_layers={list(layers)} must be block numbers from 0, in rising order.")
     if layers is not None and layers[-1] != depth - 1:
         raise UserError(
-            f"model.encoder.out_layers={list(layers)} must end with the last block, {depth - 1}; to leave out what "
-            f"follows block {layers[-1]}, say model.encoder.depth={layers[-1] + 1}."
+            f"model.encoder.out_layers={list(layers)} must end with the last block, {depth - 1}; to leave out the "
+            f"blocks after {layers[-1]}, say model.encoder.depth={layers[-1] + 1}."
         )

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from vidtrain.errors import UserError, check_positive
 from vidtrain.models.slowfast import Bottleneck, ResidualBlock, Shortcut, StagedEncoder, convolution
 
-BOTTLENECK = 2.25  # channels inside a block, by those outside
+BOTTLENECK = 2.25  # channels inside a block, relative to its outputs
 SQUEEZE = 1 / 16
 
 
 class X3DStem(nn.Module):
-    """3 x 3 convolution of each frame, 5 frames of each channel, batch norm and ReLU; halves h and w."""
+    """A 3 x 3 convolution of each frame, a depthwise convolution over 5 frames, batch norm and ReLU; halves h and w."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -31,8 +31,8 @@ class X3DStem(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """[b c t h w], each channel times a factor in [0, 1] that comes from the means of all (Hu et al. 2018,
-    arXiv:1709.01507)."""
+    """Multiplies each channel of [b c t h w] by a factor in [0, 1], computed from the means of all channels (Hu et al.
+    2018, arXiv:1709.01507)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -45,7 +45,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class X3DBranch(Bottleneck):
-    """A bottleneck that widens: 1 x 1 x 1, 3 x 3 x 3 of each channel, squeeze and excitation, swish, 1 x 1 x 1."""
+    """An inverted bottleneck: 1 x 1 x 1, depthwise 3 x 3 x 3, squeeze and excitation, swish, 1 x 1 x 1 convolution."""
 
     def __init__(self, dim_in: int, inner: int, dim_out: int, spatial_stride: int, squeeze: bool):
         super().__init__(dim_in, inner, dim_out, (1, 3), (1, spatial_stride), groups=inner)
@@ -60,13 +60,13 @@ class X3DBranch(Bottleneck):
 class X3D(StagedEncoder):
     """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], n = t (h/32)(w/32).
 
-    `width` is the number of channels of the stem and of the first stage; each next has twice as many, and `num_blocks`
-    of them. A block has 2.25 times its channels inside, every other one squeeze and excitation, and the first of a
-    stage halves h and w. d is the inner width of the last stage. h and w may be of any size; their tokens are rounded
-    up.
+    `width` is the number of channels of the stem and of the first stage; each next stage has twice as many.
+    `num_blocks` are the blocks of each stage. A block has 2.25 times as many channels inside; every second block has
+    squeeze and excitation, and the first of a stage halves h and w. d is the inner width of the last stage. h and w may
+    have any size; numbers of tokens are rounded up.
 
-    `norm_first_shortcut` is whether the shortcut of the first stage ends with a batch norm: with PySlowFast it does,
-    with PyTorchVideo it does not. Raises UserError for a number of stages that is not four, and for numbers below one.
+    `norm_first_shortcut` says whether the shortcut of the first stage ends with a batch norm, as in PySlowFast but not
+    in PyTorchVideo. Raises UserError unless there are four stages, and for numbers below one.
     """
 
     def __init__(
@@ -113,7 +113,8 @@ class X3D(StagedEncoder):
 
 
 def squeezed_width(channels: int) -> int:
-    """A sixteenth, to the nearest multiple of 8, but the next above where that loses more than a tenth of it."""
+    """A sixteenth of the channels, rounded to the nearest multiple of 8, or up if rounding down loses more than a
+    tenth."""
     wanted = SQUEEZE * channels
     nearest = max(8, int(wanted + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * wanted else nearest + 8

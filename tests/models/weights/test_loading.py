@@ -94,7 +94,7 @@ def test_a_head_for_other_classes_is_skipped_on_purpose(tmp_path):
 def test_another_size_is_refused_before_anything_is_copied(tmp_path, theirs):
     mine = model()
     before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
-    with pytest.raises(UserError, match=r"x fits the model's encoder by \d+\.\d% only, below init_match=1"):
+    with pytest.raises(UserError, match=r"x fits the model's encoder by only \d+\.\d%, below init_match=1"):
         load_pretrained(mine, "x", saved(published(**theirs), tmp_path / "x.pt"), 1.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in mine.state_dict().items())
 
@@ -106,11 +106,11 @@ def test_one_tensor_of_the_encoder_too_many_or_too_few_is_refused_unless_the_use
     with pytest.raises(UserError) as fault:
         place(mine, Converted(tensors, unexpected=["scale"]), "x", FOREIGN, 1.0)
     assert [line.strip() for line in str(fault.value).splitlines()[1:]] == [
-        "init_match=0.93 loads the rest; the encoder then computes something else",
+        "init_match=0.93 would load the fitting tensors; the encoder then computes something else",
         "x: somebody's ViT; 93.1% of the tensors match",
         "loaded 31",
-        "missing 1 that the model has and the file has not: encoder.norm.bias",
-        "unexpected 1 that the file has and the model has not: scale",
+        "missing 1 that only the model has: encoder.norm.bias",
+        "unexpected 1 that only the file has: scale",
     ]
     assert place(mine, Converted(tensors, unexpected=["scale"]), "x", FOREIGN, 0.93).match > 0.93
 
@@ -131,10 +131,10 @@ def test_a_file_of_a_head_alone_must_fit_the_head(tmp_path):
     found = place(other, converted, "probe.pt", FOREIGN, 1.0)
     assert found.skipped == ["head.linear.weight [3, 24] for [5, 24]", "head.linear.bias [3] for [5]"]
     assert torch.equal(other.head.fc_norm.weight, head["fc_norm.weight"])
-    with pytest.raises(UserError, match=r"probe.pt fits the model's head by 25.0% only"):  # of another width
+    with pytest.raises(UserError, match=r"probe.pt fits the model's head by only 25.0%"):  # of another width
         place(model(dim=48), converted, "probe.pt", FOREIGN, 1.0)
     del converted.tensors["head.fc_norm.bias"], converted.tensors["head.linear.bias"]
-    with pytest.raises(UserError, match=r"probe.pt fits the model's head by 50.0% only(.|\n)*missing 2"):
+    with pytest.raises(UserError, match=r"probe.pt fits the model's head by only 50.0%(.|\n)*missing 2"):
         place(model(), converted, "probe.pt", FOREIGN, 1.0)
 
 
@@ -148,7 +148,7 @@ def test_settings_that_would_compute_something_else_are_named_together():
             "x (V-JEPA)",
         )
     assert str(fault.value).splitlines() == [
-        "x (V-JEPA) would load and then compute something else, because the model is set up otherwise; write",
+        "x (V-JEPA) was trained with other settings than the model's, and would compute something else; write",
         "  model.encoder.positions=rope (it is sincos_1d)",
         "  model.encoder.num_heads=4 (it is 2)",
         "  model.head.num_heads=16 (it is not there)",
@@ -156,7 +156,7 @@ def test_settings_that_would_compute_something_else_are_named_together():
 
 
 def test_an_unknown_format_and_another_family_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"y is in no format that is known here; its first tensors are w(.|\n)*ViT"):
+    with pytest.raises(UserError, match=r"y has an unknown format; its first tensors are w(.|\n)*ViT"):
         load_pretrained(model(), "y", saved({"w": torch.zeros(1)}, tmp_path / "y.pt"), 1.0)
     other = model()
     other.encoder = torch.nn.Identity()
@@ -252,9 +252,9 @@ def test_sources_are_none_one_or_several():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{folder}/vitl16.pt", r"vitl16\.pt is not there; did you mean .*/vitl_16\.pt\?"),
-        ("{folder}/no/x.pt", r"x\.pt is not there: there is no folder"),
-        ("nothing", r"pretrained=nothing is not there.*OWNER/NAME, timm:NAME"),
+        ("{folder}/vitl16.pt", r"vitl16\.pt does not exist; did you mean .*/vitl_16\.pt\?"),
+        ("{folder}/no/x.pt", r"x\.pt does not exist: there is no folder"),
+        ("nothing", r"pretrained=nothing does not exist.*OWNER/NAME, timm:NAME"),
         (
             "timm:vit_bas_patch16_224",
             r"timm has no weights of that name; did you mean .*vit_base_patch16_224",
@@ -302,7 +302,7 @@ def test_a_torchvision_server_that_cannot_be_reached_is_a_clear_error(monkeypatc
 
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match=r"r3d_18-\w+\.pth cannot be had \(no network\); download it"):
+    with pytest.raises(UserError, match=r"r3d_18-\w+\.pth cannot be downloaded \(no network\); download it"):
         locate("R3D_18_Weights.KINETICS400_V1")
     kept = tmp_path / "checkpoints"
     file = kept / "r3d_18-b3b3357e.pth"

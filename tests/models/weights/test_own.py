@@ -83,7 +83,7 @@ def test_another_head_is_left_as_it_is_and_may_take_other_tokens(written):
     other = model(head=MeanPoolClassifier, out_layers=[0, 1])
     found = load_pretrained(other, "run", written, 1.0)
     assert found.match == 1.0
-    assert set(found.left_out.values()) == {"of AttentiveClassifier, and the model's head is MeanPoolClassifier"}
+    assert set(found.left_out.values()) == {"of AttentiveClassifier, but the model's head is MeanPoolClassifier"}
 
 
 def test_another_encoder_is_refused(written):

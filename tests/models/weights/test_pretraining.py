@@ -155,7 +155,7 @@ def test_the_original_vjepa_file_has_encoder_average_and_predictor(tmp_path):
     assert equal(ours.head.blocks, source.head.blocks) and equal(ours.head.proj, source.head.proj)
     # of ten mask tokens the first
     assert all(torch.equal(token, source.head.mask_tokens[0]) for token in ours.head.mask_tokens)
-    assert report.changed["head.mask_tokens.1"].startswith("the first of the published mask tokens")
+    assert report.changed["head.mask_tokens.1"].startswith("the first published mask token")
     assert report.left_out == {
         "predictor.module.backbone.predictor_pos_embed": "the position table follows from the configuration"
     }
@@ -220,7 +220,7 @@ def test_a_head_of_other_widths_or_another_objective_is_left_out_and_says_so(tmp
         report = load_pretrained(ours, "latest.pt", tmp_path / "latest.pt", 1.0)
         reason = report.left_out["predictor.module.backbone.predictor_norm.weight"]
         assert reason.startswith(
-            "a predictor of width 24, 1 blocks, ? heads and 48 outputs, and the model's is " + sizes
+            "a predictor of width 24, 1 blocks, ? heads and 48 outputs, but the model's is " + sizes
         )
         assert reason.endswith("see objective.predictor_*")
         assert torch.equal(ours.head.norm.weight, before)
@@ -236,7 +236,7 @@ def test_heads_that_show_in_no_shape_are_read_from_the_configuration(tmp_path):
     built(VJEPA2Model, VJEPA2).save_pretrained(tmp_path / "published")
     report = load_pretrained(joint(predictor_heads=2), "published", tmp_path / "published", 1.0)
     assert (
-        "1 blocks, 3 heads and 48 outputs, and the model's is of width 24, 1 blocks, 2 heads"
+        "1 blocks, 3 heads and 48 outputs, but the model's is of width 24, 1 blocks, 2 heads"
         in (report.left_out["predictor.layernorm.weight"])
     )
 
@@ -262,5 +262,7 @@ def test_of_vjepa_2_1_the_encoder_is_taken_and_the_predictor_is_left_out(tmp_pat
     torch.save({"target_encoder": encoder, "encoder": encoder, "predictor": predictor}, tmp_path / "a.pt")
     report = load_pretrained(ours, "a.pt", tmp_path / "a.pt", 1.0)
     assert equal(ours.teacher, source.teacher)
-    assert report.left_out["predictor.predictor_norm.weight"].startswith("a predictor of four blocks' features")
+    assert report.left_out["predictor.predictor_norm.weight"].startswith(
+        "a predictor from and of the features of four blocks"
+    )
     assert not any(name.startswith("head.") for name in report.loaded)

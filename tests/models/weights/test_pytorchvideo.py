@@ -118,7 +118,7 @@ def test_what_a_checkpoint_holds_besides_is_left_out(name):
     tensors = {f"model_state.{key}": each for key, each in published(name).items()}
     weights = Weights("", tensors | {"optimizer_state.state.0.momentum_buffer": torch.zeros(1)})
     converted = FORMATS[name].convert(weights, ours(name))
-    assert converted.left_out == {"optimizer_state.state.0.momentum_buffer": "no part of the network"}
+    assert converted.left_out == {"optimizer_state.state.0.momentum_buffer": "not part of the network"}
     assert not converted.unexpected
 
 

@@ -152,7 +152,7 @@ def test_weights_that_timm_cannot_convert_are_an_error():
     assert converted.tensors[OURS + "pos_embed"].shape == (1, 8, 64)  # which is reported as of another shape
     del tensors["cls_token"]
     foreign = tensors | {"mask_token": torch.zeros(1), "register_tokens": torch.zeros(1, 4, 64)}
-    with pytest.raises(UserError, match="is model.encoder.backbone another model than theirs"):
+    with pytest.raises(UserError, match="check that model.encoder.backbone is the model of the weights"):
         TIMM_FRAMES.convert(Weights("f.pth", foreign), ours)
 
 

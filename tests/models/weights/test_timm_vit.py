@@ -138,7 +138,7 @@ def test_tokens_of_no_patch_are_left_out_with_the_reason(options, names):
     converted = TIMM_VIT.convert(published(image_model(**options)), video_model())
     found = {name: why for name, why in converted.left_out.items() if not name.startswith("head.")}
     assert set(found) == names
-    assert all("near the image's and not equal" in why for why in found.values())
+    assert all("similar to the image model's, not equal" in why for why in found.values())
     assert converted.tensors["encoder.patch_embed.pos_embed"].shape == (2, 4, 4, DIM)
     assert "of other tokens dropped" in converted.resized["encoder.patch_embed.pos_embed"]
 
@@ -166,7 +166,7 @@ def test_round_trip(prefix, options):
     ],
 )
 def test_parts_that_the_encoder_has_not(options, part):
-    with pytest.raises(UserError, match=rf"image\.pth: .*ViT3D has not: .*{part}.*model=timm_frames"):
+    with pytest.raises(UserError, match=rf"image\.pth: .*ViT3D does not have: .*{part}.*model=timm_frames"):
         TIMM_VIT.convert(published(image_model(**options)), video_model())
 
 
@@ -202,7 +202,7 @@ def test_heads_are_those_of_the_named_model(source, config, heads, norm_eps):
 )
 def test_a_named_model_that_computes_otherwise(name, part):
     weights = Weights(f"timm:{name}.webli", image_model().state_dict())
-    with pytest.raises(UserError, match=rf"ViT3D has not: {part}; .*model\.encoder\.backbone={name}"):
+    with pytest.raises(UserError, match=rf"ViT3D does not have: {part}; .*model\.encoder\.backbone={name}"):
         TIMM_VIT.convert(weights, video_model())
 
 

@@ -84,7 +84,7 @@ def test_the_convolution_of_s3d_becomes_its_linear_layer():
     tensors = published("s3d")
     found = TORCHVISION_S3D.convert(Weights("s3d.pth", tensors), model_for("s3d"))
     assert torch.equal(found.tensors["head.linear.weight"], tensors["classifier.1.weight"].flatten(1))
-    assert found.changed == {"head.linear.weight": "a convolution of one place, as a linear layer"}
+    assert found.changed == {"head.linear.weight": "a 1x1x1 convolution, as a linear layer"}
 
 
 @pytest.mark.parametrize("prefix", ["model.", "module."])

@@ -126,10 +126,10 @@ def test_with_use_cls_the_tokens_are_normed_and_the_first_is_taken():
         place(model(), VIDEOMAE.convert(Weights("ckpt.pth", published), model()), "ckpt.pth", VIDEOMAE, 1.0)
     lines = [line.strip() for line in str(error.value).splitlines()]
     assert lines[1] == (
-        "it asks for model.encoder.final_norm=true (it is false), model.head.pool=first (it is mean), "
+        "it needs model.encoder.final_norm=true (it is false), model.head.pool=first (it is mean), "
         "model.head.norm=false (it is true)"
     )
-    assert "unexpected 2 that the file has and the model has not: encoder.norm.weight, encoder.norm.bias" in lines
+    assert "unexpected 2 that only the file has: encoder.norm.weight, encoder.norm.bias" in lines
 
 
 def test_learned_positions_are_laid_out_over_the_clip():
@@ -145,10 +145,10 @@ def test_learned_positions_are_laid_out_over_the_clip():
     with pytest.raises(UserError) as error:
         place(fixed, VIDEOMAE.convert(Weights("x", published), fixed), "x", VIDEOMAE, 1.0)
     lines = str(error.value).splitlines()
-    assert lines[0].startswith("x fits the model's encoder by 96.3% only, below init_match=1: ")
-    assert lines[1] == "  it asks for model.encoder.positions=learned (it is sincos_1d)"
+    assert lines[0].startswith("x fits the model's encoder by only 96.3%, below init_match=1: ")
+    assert lines[1] == "  it needs model.encoder.positions=learned (it is sincos_1d)"
     short = VideoClassifier(ViT3D(64, 12, DIM, DEPTH, 4, positions="learned"), MeanPoolClassifier, CLASSES)
-    with pytest.raises(UserError, match=r"its 128 learned positions are not those of 12 frames"):
+    with pytest.raises(UserError, match=r"its 128 learned positions do not fit 12 square frames"):
         VIDEOMAE.convert(Weights("x", published), short)
 
 

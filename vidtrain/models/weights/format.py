@@ -1,4 +1,4 @@
-"""What a published format of weights must say: how to know it, and how its tensors become ours and back."""
+"""The interface of a published format of weights: how it is recognized, and how its tensors are converted and back."""
 
 import re
 from collections import Counter
@@ -15,27 +15,27 @@ from vidtrain.models.lora import Adapters
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors as they were published, by their published names."""
+    """Published tensors, by their published names."""
 
-    source: str  # what the user named: a file, a folder, a hub name ...
+    source: str  # the name that the user gave: a file, a folder, a hub name ...
     tensors: Mapping[str, Tensor]
-    # config.json of a folder of transformers or timm; the configuration that a checkpoint of ours carries
+    # config.json of a folder of transformers or timm, or the configuration in a checkpoint of ours
     config: Mapping[str, Any] | None = None
-    written_by: str | None = None  # what the file says of its own format, such as vidtrain/1
-    adapters: Adapters | None = None  # of a checkpoint of ours whose model has adapters
-    # of a checkpoint of pretraining, whose weights to take: encoder, or teacher; None: the teacher's where it has one
+    written_by: str | None = None  # the format that the file states, such as vidtrain/1
+    adapters: Adapters | None = None  # those of a checkpoint of ours
+    # the encoder to take from a pretraining checkpoint: encoder or teacher; None: the teacher if there is one
     part: str | None = None
 
 
 @dataclass
 class Converted:
-    """Published tensors by the names of a `VideoClassifier`: encoder.* and head.*.
+    """Published tensors by the names in a `VideoClassifier`: encoder.* and head.*.
 
-    `changed` says what was done to a tensor besides renaming (joined, folded ...), `resized` what was fitted to the
-    model, `left_out` why a published tensor is not needed. `unexpected` names tensors that should have had a place.
-    `requires` are settings of the model, such as `encoder.num_heads`, without which the tensors would load and compute
-    something else. `seen` are the clips that the weights were trained on, as far as known, by keys of
-    vidtrain.models.classifier.PUBLISHED.
+    `changed` describes changes of tensors besides renaming (joined, folded ...), and `resized` those that were fitted
+    to the model's size. `left_out` gives reasons why published tensors are not needed. `unexpected` names tensors for
+    which the model has no place. `requires` holds settings of the model, such as `encoder.num_heads`: with other values
+    the tensors would load, but compute something else. `seen` holds the clip settings with which the weights were
+    trained, as far as known, by keys of vidtrain.models.classifier.PUBLISHED.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -51,21 +51,22 @@ class Converted:
 class Format:
     """A published format.
 
-    `convert(weights, model)` never changes the model. `revert(tensors)` takes the state dict of a VideoClassifier
-    (encoder.*, head.*) to published names and layout: what `convert` gave, reverted, is what was published,
-    but for what it left out.
+    `convert(weights, model)` does not change the model. `revert(tensors)` is the reverse: it converts the state dict of
+    a VideoClassifier (encoder.*, head.*) to the published names and layout, without the tensors that `convert` left
+    out.
     """
 
-    name: str  # for people: "VideoMAE, original"
-    encoder: type[nn.Module]  # the class of encoder that its tensors fit
-    models: str  # which models to choose for it: "model=videomae_base, or another videomae_*"
+    name: str  # as in messages: "VideoMAE, original"
+    encoder: type[nn.Module]  # the class of encoder that the tensors fit
+    models: str  # the models to choose, for messages: "model=videomae_base, or another videomae_*"
     recognizes: Callable[[Weights], bool]
     convert: Callable[[Weights, EncoderWithHead], Converted]
     revert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 def split_number(source: str) -> tuple[str, int | None]:
-    """A file of several models, such as V-JEPA's probes, and which of them is meant: FILE:3 is number 3, from 0."""
+    """Splits FILE:3 into the file and the number of a model in it, from 0, as V-JEPA's files hold several probes. The
+    number is None for other sources."""
     file, _, number = source.rpartition(":")
     if Path(source).exists() or not number.isdecimal() or not Path(file).is_file():
         return source, None
@@ -73,7 +74,7 @@ def split_number(source: str) -> tuple[str, int | None]:
 
 
 def known(prefix: str | None) -> str:
-    """The prefix of names in weights that a format has recognized by it."""
+    """Returns `prefix`, which is not None for weights that the format has recognized."""
     assert prefix is not None
     return prefix
 
@@ -81,8 +82,8 @@ def known(prefix: str | None) -> str:
 class Renaming:
     """Names of modules in a published format and in ours, both ways.
 
-    Each pair is (theirs, ours), dotted names of modules or parameters in which `{n}` stands for a number. A tensor
-    is renamed by the first pair whose name is its own or that of a module that holds it.
+    Each pair is (theirs, ours), dotted names of modules or parameters in which `{n}` stands for a number. A tensor is
+    renamed by the first pair that names it, or a module that contains it.
 
         >>> Renaming([("layer.{n}.norm_before", "encoder.blocks.{n}.norm1")]).to_ours("layer.3.norm_before.weight")
         'encoder.blocks.3.norm1.weight'
@@ -101,7 +102,7 @@ class Renaming:
         return _rename(name, self._to_theirs)
 
     def convert(self, tensors: Mapping[str, Tensor]) -> Converted:
-        """All tensors by our names; those without one are unexpected."""
+        """Renames all tensors to our names; those without one are unexpected."""
         converted = Converted()
         for name, tensor in tensors.items():
             ours = self.to_ours(name)
@@ -112,7 +113,7 @@ class Renaming:
         return converted
 
     def revert(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our tensors by published names. Raises KeyError for one that the format has no name for."""
+        """Renames our tensors to published names. Raises KeyError for a tensor without one."""
         reverted = {}
         for name, tensor in tensors.items():
             theirs = self.to_theirs(name)
@@ -137,22 +138,22 @@ def _rename(name: str, pairs: list[tuple[re.Pattern[str], str]]) -> str | None:
     return None
 
 
-# What becomes of tensors that are not loaded, in words
+# Why tensors are not loaded, for the report
 KINDS = {
     "skipped": " of a head for other classes",
-    "missing": " that the model has and the file has not",
-    "unexpected": " that the file has and the model has not",
+    "missing": " that only the model has",
+    "unexpected": " that only the file has",
     "mismatched": " of another shape",
 }
 
 
 @dataclass
 class LoadReport:
-    """Tensors by what became of them, by our names; `left_out` and `unexpected` by those of the file.
+    """What happened to each tensor. Names are ours; those in `left_out` and `unexpected` are the file's.
 
-    `changed` are those of `loaded` that were joined, split or folded, `resized` those that were fitted to the
-    model's sizes; both say how. `skipped` is a head for other classes, left as it was initialized. `left_out` is
-    what the model has no use for, with the reason. `seen` is as in `Converted`.
+    `changed` describes the loaded tensors that were joined, split or folded, `resized` those that were fitted to the
+    model's size. `skipped` is a head for other classes, which keeps its initialization. `left_out` gives reasons for
+    tensors that the model does not need. `seen` is as in `Converted`.
     """
 
     source: str
@@ -166,10 +167,11 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     seen: dict[str, Any] = field(default_factory=dict)
-    match: float = 0.0  # the share of the tensors that should have found a place, and did
+    match: float = 0.0  # the share of the relevant tensors that were loaded
 
     def lines(self) -> list[str]:
-        """A line for the source, then one for each kind that is not empty: how many, why, and the first names."""
+        """Lines for the log: one for the source, then one for each kind that is not empty, with count, reason and the
+        first names."""
         rows = [f"{self.source}: {self.format}; {self.match:.1%} of the tensors match"]
         rows.append(f"loaded {len(self.loaded)}{_reasons(self.changed, ', among them ')}")
         if self.resized:
@@ -184,7 +186,7 @@ class LoadReport:
         return rows
 
     def as_dict(self) -> dict[str, Any]:
-        """For starting_point.json: every name of every kind, and the counts."""
+        """The report for starting_point.json: all names of every kind, and the counts."""
         kinds = asdict(self)
         named = {kind: names for kind, names in kinds.items() if isinstance(names, list | dict)}
         counts = {kind: len(names) for kind, names in named.items() if kind != "seen"}

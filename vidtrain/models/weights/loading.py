@@ -1,4 +1,5 @@
-"""From a file of weights to a model: which format it is, whether the model is of its kind, and what fitted."""
+"""Loads weights into a model: recognizes the format, checks that it is for this model, and reports which tensors
+fit."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from vidtrain.models.weights.files import content_hash, read, stamp
 from vidtrain.models.weights.format import Converted, Format, LoadReport, Weights
 from vidtrain.models.weights.pretraining import take_pretraining
 
-# Adding a format is one file, and its names here
+# To add a format, write a file and name the format here
 FORMATS: tuple[Format, ...] = (
     own.OWN,
     vjepa.VJEPA_1,
@@ -55,7 +56,7 @@ FORMATS: tuple[Format, ...] = (
     timm_vit.TIMM_VIT,
     image_networks.TIMM_FRAMES,  # last: any image model could be of timm
 )
-NEARLY = 0.9  # of the tensors: what fits less is another model
+NEARLY = 0.9  # share of tensors; if fewer fit, the weights belong to another model
 
 
 def load_pretrained(
@@ -63,10 +64,9 @@ def load_pretrained(
 ) -> LoadReport:
     """Loads the published weights at `path`, which the user named `source`, into a model.
 
-    `part` is what to take of a checkpoint of pretraining (`Weights.part`). Raises `UserError`, before anything is
-    changed, when the file cannot be read, is of no known format or of another family than the model, when a setting of
-    the model contradicts the weights, or when less than `min_match` of the encoder's tensors, in file and model
-    together, find their place.
+    `part` chooses the encoder of a pretraining checkpoint (`Weights.part`). Raises `UserError`, before the model is
+    changed, if the file cannot be read, its format is unknown or for another family of models, a setting of the model
+    contradicts the weights, or less than `min_match` of the encoder's tensors, in file and model together, fit.
     """
     return load_weights(model, read(path, source), path, min_match, part)
 
@@ -74,7 +74,7 @@ def load_pretrained(
 def load_weights(
     model: EncoderWithHead, weights: Weights, path: Path, min_match: float, part: str | None = None
 ) -> LoadReport:
-    """`load_pretrained` for weights that were read at `path`."""
+    """`load_pretrained` for weights that were already read from `path`."""
     format, converted = _convert(model, weights, path, part)
     return place(model, converted, weights.source, format, min_match)
 
@@ -82,8 +82,8 @@ def load_weights(
 def check_pretrained(
     model: EncoderWithHead, source: str, path: Path, min_match: float, part: str | None = None
 ) -> None:
-    """Raises what `load_pretrained` would for a model of as many classes as the file has; loads nothing. `model` may
-    lie on the meta device, so a file can be compared with a configuration before any data is seen."""
+    """Raises the same errors as `load_pretrained` for a model with the file's number of classes, without loading.
+    `model` may be on the meta device, so that a file can be compared with a configuration before data is read."""
     format, converted = _convert(model, read(path, source), path, part)
     own = model.state_dict()
     for name, tensor in converted.tensors.items():
@@ -107,21 +107,21 @@ def _convert(model: EncoderWithHead, weights: Weights, path: Path, part: str | N
 
 
 def load_base(model: EncoderWithHead, base: Base, checkpoint: Path) -> None:
-    """Loads what `checkpoint` leaves out into a model without adapters. Raises `UserError` as `locate_base` does, and
-    where the files do not hold what they should."""
+    """Loads the tensors that `checkpoint` does not hold into a model without adapters. Raises `UserError` as
+    `locate_base` does, and if a tensor is not in the files."""
     tensors = base_tensors(model, base, checkpoint)
     absent = [name for name in base.tensors if name not in tensors]
     if absent:
         files = ", ".join(file.path for file in base.files)
         raise UserError(
-            f"{files}, the base of checkpoint {checkpoint}, holds nothing that fits the model at "
-            f"{', '.join(absent[:4])}: is the checkpoint of another model than its configuration says?"
+            f"{files}, the base of checkpoint {checkpoint}, has no tensor that fits the model's "
+            f"{', '.join(absent[:4])}: the checkpoint may be of another model than its configuration says"
         )
     model.load_state_dict(tensors, strict=False)
 
 
 def base_tensors(model: EncoderWithHead, base: Base, checkpoint: Path) -> dict[str, Tensor]:
-    """The tensors of `base` that fit `model`, by its names, from the files that `checkpoint` names."""
+    """The tensors of `base` that fit `model`, by the model's names, from the files that `checkpoint` names."""
     own, tensors = model.state_dict(), dict[str, Tensor]()
     for file in base.files:
         path = locate_base(file, checkpoint)
@@ -135,9 +135,9 @@ def base_tensors(model: EncoderWithHead, base: Base, checkpoint: Path) -> dict[s
 
 
 def locate_base(file: BaseFile, checkpoint: Path) -> Path:
-    """Where a file of weights that `checkpoint` names is now: at its path, or beside the checkpoint. It is hashed
-    unless it has the stamp that it had then. Raises `UserError` naming file and hashes where it is absent, or another
-    file than it was."""
+    """The present path of a file of weights that `checkpoint` names: its stored path, or beside the checkpoint. The
+    file is hashed unless its stamp is unchanged. Raises `UserError` naming file and hashes if it is absent or
+    changed."""
     changed = []
     for place in (Path(file.path), checkpoint.parent / Path(file.path).name):
         if not place.is_file() and not place.is_dir():
@@ -147,25 +147,25 @@ def locate_base(file: BaseFile, checkpoint: Path) -> Path:
         now = content_hash(place)
         if now == file.sha256:
             return place
-        changed.append(f"{place} is another file now, of sha256 {now}")
-    why = "; ".join(dict.fromkeys(changed)) or f"{file.path} is not there"
+        changed.append(f"{place} has changed: its sha256 is {now}")
+    why = "; ".join(dict.fromkeys(changed)) or f"{file.path} does not exist"
     raise UserError(
         f"checkpoint {checkpoint} holds adapters of {file.source} and not the weights themselves, and {why}. The base "
         f"has sha256 {file.sha256}: put it at {file.path}, or beside the checkpoint"
     )
 
 
-# --- whether weights fit, and where -----------------------------------------------------------------------
+# --- comparing weights with a model -----------------------------------------------------------------------
 
 
 def recognize(weights: Weights, model: EncoderWithHead) -> Format:
-    """The format of `weights`. Raises `UserError` when it is unknown, or made for another kind of encoder."""
+    """The format of `weights`. Raises `UserError` if it is unknown, or for another kind of encoder."""
     formats = [format for format in FORMATS if format.recognizes(weights)]
     if not formats:
         names = ", ".join(list(weights.tensors)[:6])
         known = "\n  ".join(sorted(format.name for format in FORMATS))
         raise UserError(
-            f"{weights.source} is in no format that is known here; its first tensors are {names}. Known are:\n  {known}"
+            f"{weights.source} has an unknown format; its first tensors are {names}. Known formats:\n  {known}"
         )
     for format in formats:
         if isinstance(model.encoder, format.encoder):
@@ -175,11 +175,11 @@ def recognize(weights: Weights, model: EncoderWithHead) -> Format:
 
 
 def check_settings(model: EncoderWithHead, requires: Mapping[str, Any], source: str) -> None:
-    """Raises `UserError` naming every setting of the model with which the weights would compute something else."""
+    """Raises `UserError` naming every setting of the model that contradicts the weights."""
     wrong = _contradictions(model, requires)
     if wrong:
         raise UserError(
-            f"{source} would load and then compute something else, because the model is set up otherwise; write\n  "
+            f"{source} was trained with other settings than the model's, and would compute something else; write\n  "
             + "\n  ".join(wrong)
         )
 
@@ -194,7 +194,7 @@ def _contradictions(model: EncoderWithHead, requires: Mapping[str, Any]) -> list
 
 
 def place(model: EncoderWithHead, converted: Converted, source: str, format: Format, min_match: float) -> LoadReport:
-    """Copies into `model` what `match` finds fitting, and raises as it does."""
+    """Copies the tensors that `match` finds fitting into `model`. Raises as `match` does."""
     report, fitting = match(model, converted, source, format, min_match)
     model.load_state_dict(fitting, strict=False)
     return report
@@ -203,40 +203,40 @@ def place(model: EncoderWithHead, converted: Converted, source: str, format: For
 def match(
     model: EncoderWithHead, converted: Converted, source: str, format: Format, min_match: float
 ) -> tuple[LoadReport, dict[str, Tensor]]:
-    """What fits into `model` by name and shape, and the report of it; nothing is changed.
+    """The report, and the tensors that fit `model` by name and shape; the model is not changed.
 
-    Of a file that holds an encoder, the encoder must fit; of one that holds a head only, the head. Raises `UserError`
-    when less than `min_match` of it fits, and when a setting of the model contradicts the weights. Of a head for other
-    classes all but the last layer is taken. Every tensor of the encoder that one has and the other has not counts, as
-    any of them can change the result: of positions, of a norm, of a scale.
+    If the file has an encoder, the encoder must fit; if it has only a head, the head must. Raises `UserError` if less
+    than `min_match` of its tensors fit, or if a setting of the model contradicts the weights. The last layer of a head
+    for other classes is skipped. Every tensor that only the file or only the model has counts as not fitting, as it can
+    change the result: positions, norms, scales.
     """
     own = model.state_dict()
     report = LoadReport(source, format.name, left_out=converted.left_out, seen=converted.seen)
     fitting: dict[str, Tensor] = {}
-    held = [part for part in ("encoder.", "head.") if any(name.startswith(part) for name in converted.tensors)]
-    judged = held[0] if held else "encoder."
+    parts = [part for part in ("encoder.", "head.") if any(name.startswith(part) for name in converted.tensors)]
+    checked = parts[0] if parts else "encoder."
     for name, tensor in converted.tensors.items():
         if name not in own:
             report.unexpected.append(name)
         elif own[name].shape == tensor.shape:
             report.loaded.append(name)
             fitting[name] = tensor
-        elif name.startswith("head.linear.") and (judged == "encoder." or own[name].shape[1:] == tensor.shape[1:]):
+        elif name.startswith("head.linear.") and (checked == "encoder." or own[name].shape[1:] == tensor.shape[1:]):
             report.skipped.append(f"{name} {list(tensor.shape)} for {list(own[name].shape)}")
         else:
             report.mismatched.append(f"{name} {list(tensor.shape)} for {list(own[name].shape)}")
-    report.missing = [name for name in own if name not in converted.tensors and name.startswith(tuple(held))]
+    report.missing = [name for name in own if name not in converted.tensors and name.startswith(tuple(parts))]
     report.changed = {name: how for name, how in converted.changed.items() if name in fitting}
     report.resized = {name: how for name, how in converted.resized.items() if name in fitting}
 
-    loaded = sum(name.startswith(judged) for name in report.loaded)
-    # older files lack how many batches a norm has seen, which takes no part in what a model computes
+    loaded = sum(name.startswith(checked) for name in report.loaded)
+    # old files lack the number of batches that a norm has seen, which does not affect the outputs
     missing = [name for name in report.missing if not name.endswith(".num_batches_tracked")]
-    lost = sum(name.startswith(judged) for name in (*missing, *report.mismatched, *report.unexpected))
-    report.match = loaded / max(1, loaded + lost + len(converted.unexpected))
+    not_loaded = sum(name.startswith(checked) for name in (*missing, *report.mismatched, *report.unexpected))
+    report.match = loaded / max(1, loaded + not_loaded + len(converted.unexpected))
     report.unexpected += converted.unexpected
     if report.match < min_match:
-        raise UserError(_misfit(model, converted, report, format, judged[:-1], min_match))
+        raise UserError(_misfit(model, converted, report, format, checked[:-1], min_match))
     check_settings(model, converted.requires, f"{source} ({format.name}, for {format.models})")
     return report, fitting
 
@@ -250,21 +250,22 @@ def _misfit(
     min_match: float,
 ) -> str:
     lines = [
-        f"{report.source} fits the model's {part} by {report.match:.1%} only, below init_match={min_match:g}: is it of "
-        f"another architecture or size? Its format is for {format.models}"
+        f"{report.source} fits the model's {part} by only {report.match:.1%}, below init_match={min_match:g}: it may "
+        f"have another architecture or size. Its format is for {format.models}"
     ]
     wrong = _contradictions(model, converted.requires)
     if wrong:
-        lines.append(f"it asks for {', '.join(wrong)}")
+        lines.append(f"it needs {', '.join(wrong)}")
     elif report.match >= NEARLY:
         lines.append(
-            f"init_match={math.floor(100 * report.match) / 100} loads the rest; the {part} then computes something else"
+            f"init_match={math.floor(100 * report.match) / 100} would load the fitting tensors; the {part} then "
+            "computes something else"
         )
     return "\n  ".join([*lines, *report.lines()])
 
 
 def _setting(model: EncoderWithHead, key: str) -> Any:
-    """The value at a dotted path of attributes; "not there" where the model has no such part."""
+    """The value at a dotted path of attributes; "not there" if the model has no such part."""
     node = model
     for name in key.split("."):
         if not hasattr(node, name):
@@ -282,7 +283,7 @@ def _equal(value: Any, wanted: Any) -> bool:
 
 
 def _override(key: str, value: Any) -> str:
-    """The setting as a user writes it: parts of parts, such as a head's pooler, take theirs from the head."""
+    """The setting as a user writes it. Inner parts, such as a head's pooler, get their settings from the outer part."""
     part, *names = key.split(".")
     return f"model.{'.'.join([part, *names[-1:]])}={_spell(value)}"
 
@@ -294,8 +295,8 @@ def _spell(value: Any) -> str:
 
 
 def published_classes(source: str, path: Path) -> tuple[str, ...] | None:
-    """The class names of the weights `source`, which lie at `path`, in the order of their logits; None where neither
-    their name nor a config.json beside them tells."""
+    """The class names of the weights `source` at `path`, in the order of their logits; None if neither the name nor a
+    config.json beside the weights gives them."""
     if torchvision.is_enum_name(source):
         return tuple(torchvision.enum_weights(source).meta["categories"])
     config = read(path, source).config
@@ -308,14 +309,14 @@ def published_classes(source: str, path: Path) -> tuple[str, ...] | None:
 
 
 def num_classes(sources: Sequence[str], paths: Sequence[Path], model: EncoderWithHead) -> int:
-    """How many classes the published head tells apart, for a `model` of any number of classes (on the meta device).
-    Raises UserError for weights without a head, which answer nothing."""
+    """The number of classes of the published head; `model` may have any number of classes and be on the meta device.
+    Raises UserError for weights without a head."""
     tensors: dict[str, Tensor] = {}
     for source, path in zip(sources, paths, strict=True):
         tensors |= _convert(model, read(path, source), path)[1].tensors
     if "head.linear.weight" not in tensors:
         raise UserError(
-            f"{' and '.join(sources)} hold an encoder and no classifier that fits model.head: train one first, with "
+            f"{' and '.join(sources)} have an encoder but no classifier that fits model.head: train one first, with "
             "python -m vidtrain.train pretrained=..., and export that run"
         )
     return len(tensors["head.linear.weight"])

@@ -1,7 +1,7 @@
-"""Checkpoints that this project wrote, and models that it exported to safetensors.
+"""Checkpoints of this project, and models that it exported to safetensors.
 
-They carry the configuration of their model, so what shows in no tensor, such as the number of heads, is compared with
-the model that takes them. Adapters are merged: what starts from such a checkpoint starts from what was trained.
+They hold the configuration of their model, so settings that no tensor shows, such as the number of heads, are compared
+with the model that loads them. Adapters are merged into the weights.
 """
 
 import inspect
@@ -17,20 +17,20 @@ from vidtrain.models.weights.format import Converted, Format, Weights
 
 PREFIX = "model."
 ENCODER, TEACHER = "encoder.", "teacher."
-# What a run may set otherwise than the one that it starts from: sizes of clips, regularization, memory
+# Settings that may differ from those of the checkpoint: sizes of clips, regularization, memory
 FREE = {"image_size", "num_frames", "pool_size", "drop_path", "dropout", "attention_dropout"}
 FREE |= {"activation_checkpointing", "zero_init_residual", "zero_init_residual_transform"}
-# What depends on the head that follows: another head may take other tokens
+# Encoder settings that depend on the head: another head may need other tokens
 OF_HEAD = {"out_layers", "final_norm", "features", "tokens", "spatial_size"}
 PLAIN = (bool, int, float, str)
 
 
 def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
-    """Raises UserError for another class of encoder; a head of another class is left out."""
+    """Converts a checkpoint; a head of another class is left out. Raises UserError for another class of encoder."""
     names = weights.tensors
     prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
     converted = Converted(
-        tensors={name.removeprefix(prefix): each for name, each in names.items() if name.startswith(prefix)}
+        tensors={name.removeprefix(prefix): tensor for name, tensor in names.items() if name.startswith(prefix)}
     )
     if weights.adapters is not None:
         unmerged, converted.tensors = (
@@ -43,8 +43,8 @@ def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
         return converted
     parts = weights.config["model"] if isinstance(weights.config, Mapping) else None
     for part in ("encoder", "head"):
-        held = parts[part] if isinstance(parts, Mapping) and part in parts else None
-        if not isinstance(held, Mapping) or "_target_" not in held:
+        node = parts[part] if isinstance(parts, Mapping) and part in parts else None
+        if not isinstance(node, Mapping) or "_target_" not in node:
             raise UserError(f"{weights.source} is damaged, or was changed: its configuration has no model.{part}")
     kinds = {part: str(parts[part]["_target_"]).rpartition(".")[2] for part in ("encoder", "head")}
     if kinds["encoder"] != type(model.encoder).__name__:
@@ -60,12 +60,12 @@ def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
             return converted
         _take_encoder(converted, weights, objective)
     elif weights.part is not None:
-        raise UserError(f"{weights.source} is not of pretraining: init_part={weights.part} chooses nothing of it")
+        raise UserError(f"{weights.source} is no pretraining checkpoint: remove init_part={weights.part}")
     same_head = kinds["head"] == type(model.head).__name__
     if not same_head:
         for name in [name for name in converted.tensors if name.startswith("head.")]:
             del converted.tensors[name]
-            converted.left_out[name] = f"of {kinds['head']}, and the model's head is {type(model.head).__name__}"
+            converted.left_out[name] = f"of {kinds['head']}, but the model's head is {type(model.head).__name__}"
     free = FREE if same_head else FREE | OF_HEAD
     for part in ("encoder", "head") if same_head else ("encoder",):
         converted.requires |= _settings(weights.config["model"][part], part, getattr(model, part), free)
@@ -73,9 +73,9 @@ def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
 
 
 def _go_on(converted: Converted, weights: Weights, objective: Mapping[str, Any], model: EncoderWithHead) -> None:
-    """Pretraining goes on from pretraining: with all networks, but for a head of another number of attention heads,
-    which would load and compute something else."""
-    assert weights.config is not None  # which holds the objective
+    """Continues pretraining with all networks of a pretraining checkpoint. A head with another number of attention
+    heads is left out, as it would compute something else."""
+    assert weights.config is not None  # it holds the objective
     converted.requires = _settings(weights.config["model"]["encoder"], "encoder", model.encoder, FREE)
     own = model.head.get_submodule("blocks.0.attn").num_heads
     for key in ("decoder_heads", "predictor_heads"):
@@ -86,10 +86,11 @@ def _go_on(converted: Converted, weights: Weights, objective: Mapping[str, Any],
 
 
 def _take_encoder(converted: Converted, weights: Weights, objective: Mapping[str, Any]) -> None:
-    """Makes the encoder of pretraining the teacher, where one follows it, unless `weights.part` says otherwise."""
+    """Takes the encoder from a pretraining checkpoint: `weights.part`, by default the teacher if it is a moving
+    average, else the encoder."""
     has_teacher = any(name.startswith(TEACHER) for name in converted.tensors)
     if weights.part == "teacher" and not has_teacher:
-        raise UserError(f"{weights.source} has no teacher: take back init_part=teacher")
+        raise UserError(f"{weights.source} has no teacher: remove init_part=teacher")
     follows = has_teacher and objective.get("momentum") != 1
     part = weights.part or ("teacher" if follows else "encoder")
     chosen, other = (TEACHER, ENCODER) if part == "teacher" else (ENCODER, TEACHER)
@@ -104,25 +105,26 @@ def _take_encoder(converted: Converted, weights: Weights, objective: Mapping[str
 
 
 def _settings(node: Mapping[str, Any], part: str, module: nn.Module | Encoder, free: set[str]) -> dict[str, Any]:
-    """The settings of an encoder or a head that the model's own has as an attribute, by where it has them. One that the
-    configuration does not have, as it is from before there was such a setting, counts as its default."""
+    """The stored settings of an encoder or a head that `module` has as attributes, by their paths. Settings that an old
+    configuration lacks have their defaults."""
     holders: dict[str, Any] = {part: module}
     if hasattr(module, "pooler"):
         holders[f"{part}.pooler"] = module.pooler
     return {
         f"{holder}.{key}": value
-        for key, value in (dict(node) | _defaults(module) | dict(node)).items()  # in its order
-        for holder, each in holders.items()
-        # a reference, such as ${clip.size}, is another setting
-        if key not in free and not str(value).startswith("${") and hasattr(each, key)
-        # a module keeps its settings to itself; None for a list stands for what follows from other settings
-        if not isinstance(getattr(each, key), nn.Module | Tensor)
-        and not (value is None and isinstance(getattr(each, key), tuple))
+        for key, value in (dict(node) | _defaults(module) | dict(node)).items()  # in the order of `node`
+        for holder, owner in holders.items()
+        # references, such as ${clip.size}, are settings of other groups
+        if key not in free and not str(value).startswith("${") and hasattr(owner, key)
+        # submodules are no settings; None for a list means that it follows from other settings
+        if not isinstance(getattr(owner, key), nn.Module | Tensor)
+        and not (value is None and isinstance(getattr(owner, key), tuple))
     }
 
 
 def _defaults(module: nn.Module | Encoder) -> dict[str, Any]:
-    """The defaults of a class that are plain values, as its objects keep them; None follows from other settings."""
+    """The defaults of a class's arguments that are plain values and kept as attributes; a default of None follows from
+    other settings, and is left out."""
     parameters = inspect.signature(type(module)).parameters.values()
     return {
         parameter.name: parameter.default

@@ -1,9 +1,9 @@
-"""MViT as PySlowFast and PyTorchVideo save it, such as MVIT_B_16x4.pyth, and Hiera as facebookresearch/hiera does, such
-as hiera_base_16x224.pth. Files are {"model_state": ...}, or Hiera's model.safetensors of its hub.
+"""Weights of MViT from PySlowFast and PyTorchVideo, such as MVIT_B_16x4.pyth, and of Hiera from facebookresearch/hiera,
+such as hiera_base_16x224.pth. Files are {"model_state": ...}, or Hiera's model.safetensors from the hub.
 
-MViT is torchvision's modules by other names, read from slowfast/models/video_model_builder.py and attention.py, and
-from PyTorchVideo's vision_transformers.py. PySlowFast has queries, keys and values in one layer, PyTorchVideo in three;
-either is read in both. Hiera's weights have another licence than its code, CC-BY-NC.
+MViT has torchvision's modules with other names (see slowfast/models/video_model_builder.py and attention.py, and
+PyTorchVideo's vision_transformers.py). PySlowFast has queries, keys and values in one layer, PyTorchVideo in three;
+both forms are accepted. Hiera's weights have another license than its code, CC-BY-NC.
 """
 
 import re
@@ -36,7 +36,10 @@ def _unwrapped(weights: Weights) -> dict[str, Tensor]:
 # --- MViT -------------------------------------------------------------------------------------------------
 
 PARTS = ("q", "k", "v")
-TOKENS = ("class_token", "class_pos")  # [d], and there [1 1 d]; other positions are [n d], and there [1 n d]
+TOKENS = (
+    "class_token",
+    "class_pos",
+)  # shape [d], published as [1 1 d]; other positions are [n d], published as [1 n d]
 BLOCK = [
     *((f"attn.pool_{part}", f"attn.pool_{part}.pool") for part in PARTS),
     *((f"attn.norm_{part}", f"attn.pool_{part}.norm_act.0") for part in PARTS),
@@ -49,8 +52,8 @@ BLOCK = [
 
 
 def _mvit(name: str, stem: str, token: str, norm: str, head: str, apart: bool) -> Format:
-    """How one of the two writes MViT: `token` stands before the class token and positions; queries, keys and values
-    are `apart` in a layer each."""
+    """A format of MViT. `token` is the prefix of the class token and positions; `apart` says whether queries, keys and
+    values have separate layers."""
     pairs = [(f"blocks.{{n}}.{theirs}", f"blocks.{{n}}.{ours}") for theirs, ours in BLOCK]
     pairs += [(stem, "conv_proj"), (norm, "norm"), (head, "head.1")]
     pairs.append((f"{token}cls_token", "pos_encoding.class_token"))
@@ -117,9 +120,9 @@ HIERA_NAMES = Renaming(
     ]
 )
 PRETRAINING = dict.fromkeys(
-    ("decoder_", "mask_token", "encoder_norm.", "multi_scale_fusion_heads."), "of pretraining only"
+    ("decoder_", "mask_token", "encoder_norm.", "multi_scale_fusion_heads."), "only used in pretraining"
 )
-HEADS = {96: 1, 112: 2, 144: 2, 256: 4}  # of the first stage by its width; they show in no shape
+HEADS = {96: 1, 112: 2, 144: 2, 256: 4}  # of the first stage, by its width: no tensor shows them
 ANCHORS = {"patch_embed.proj.weight", "pos_embed_spatial", "pos_embed_temporal", "blocks.0.attn.qkv.weight"}
 
 

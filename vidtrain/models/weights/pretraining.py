@@ -1,8 +1,8 @@
-"""What published files hold for pretraining alone: VideoMAE's decoder, V-JEPA's predictor, and an encoder beside its
-moving average. A classifier leaves it out; a masked model goes on from it, and gives it back.
+"""The tensors that only pretraining uses: VideoMAE's decoder, V-JEPA's predictor, and an encoder beside its moving
+average. A classifier leaves them out; a masked model loads them, and exports them again.
 
-V-JEPA 2 has ten mask tokens, and trains one of them for all kinds of masks (its src/utils/wrappers.py counts lengths of
-clips, not masks): the first stands for each kind of ours.
+V-JEPA 2 has ten mask tokens, but trains only the first, for all kinds of masks (its src/utils/wrappers.py counts
+lengths of clips, not masks): this one is used for each kind of ours.
 """
 
 import re
@@ -42,7 +42,7 @@ from vidtrain.models.weights.vjepa import (
 
 AVERAGES = ("target_encoder.", "ema_encoder.")
 TABLE = "the position table follows from the configuration"
-# of V-JEPA 1: our buffers, and the part of the file and the name there
+# V-JEPA 1: our buffers -> the part of the file, and the name in it
 TABLES_OF_1 = {
     "encoder.pos_embed": ("encoder", "pos_embed"),
     "teacher.pos_embed": ("target_encoder", "pos_embed"),
@@ -50,9 +50,9 @@ TABLES_OF_1 = {
 }
 NORM = "head.norm.weight"
 OUTPUTS = ("head.linear.bias", "head.proj.bias")
-OF_2_1 = "a predictor of four blocks' features from those of four, and of the context: another kind of head"
-FIRST_TOKEN = "the first of the published mask tokens, which stands for all kinds of masks"
-HEADS = {192: 3, 384: 6, 512: 8, 640: 8}  # of VideoMAE's decoders, by width
+OF_2_1 = "a predictor from and of the features of four blocks, which predicts the context too: another kind of head"
+FIRST_TOKEN = "the first published mask token, used for all kinds of masks"
+HEADS = {192: 3, 384: 6, 512: 8, 640: 8}  # attention heads of VideoMAE's decoders, by width
 PREDICTOR_HEADS = {384: 12}
 DECODER_NAMES = [
     ("encoder_to_decoder", "head.encoder_to_decoder"),
@@ -86,8 +86,8 @@ PREDICTOR_PREFIX = re.compile(r".*?predictor\.(module\.)?(backbone\.)?")
 
 
 def take_pretraining(weights: Weights, model: Any, format: Format, converted: Converted) -> None:
-    """Adds to what a format converted what a masked model takes besides: a head of its own widths, and the encoder
-    beside its average. The report says what stays left out, and why."""
+    """Adds the tensors that only a masked model needs to those that a format has converted: a head with the model's
+    sizes, and the encoder beside its average. `converted.left_out` gives reasons for those that do not fit."""
     if not isinstance(model, MaskedModel):
         return
     if isinstance(model, JointEmbedding) and model.momentum < 1 and TRAINED in converted.left_out.values():
@@ -105,13 +105,13 @@ def take_pretraining(weights: Weights, model: Any, format: Format, converted: Co
     if NORM in head.tensors:
         width = len(head.tensors[NORM])
         heads = weights.config[layout.heads_key] if weights.config is not None else layout.heads.get(width)
-        if format is VJEPA_1:  # builds its predictor with as many as the encoder has
+        if format is VJEPA_1:  # its predictor has as many heads as the encoder
             heads = model.encoder.num_heads
         take_head(converted, model, head, heads, names)
 
 
 def take_head(converted: Converted, model: MaskedModel, head: Converted, heads: int | None, names: list[str]) -> None:
-    """Adds the tensors of `head`, published as `names`, or says in `converted.left_out` why they do not fit."""
+    """Adds the tensors of `head`, published as `names`, or a reason in `converted.left_out` if they do not fit."""
     if isinstance(model.head, Predictor):
         _fit_mask_tokens(head, len(model.head.mask_tokens))
     own = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith("head.")}
@@ -121,7 +121,7 @@ def take_head(converted: Converted, model: MaskedModel, head: Converted, heads: 
     theirs = {name: tensor.shape for name, tensor in head.tensors.items()}
     if head.unexpected or own != theirs or heads not in (None, own_heads):
         kind = type(model.head).__name__.lower()
-        sizes = f"a {kind} {_sizes(theirs, heads)}, and the model's is {_sizes(own, own_heads)}"
+        sizes = f"a {kind} {_sizes(theirs, heads)}, but the model's is {_sizes(own, own_heads)}"
         reason = f"{sizes}: see objective.{kind}_*"
         converted.left_out |= dict.fromkeys(names, reason)
         return
@@ -134,8 +134,8 @@ def take_head(converted: Converted, model: MaskedModel, head: Converted, heads: 
 
 
 def _take_both_encoders(weights: Weights, model: Any, format: Format, converted: Converted) -> None:
-    """The average becomes the teacher, and the encoder as trained the encoder."""
-    kept = {name: each for name, each in weights.tensors.items() if not name.startswith(AVERAGES)}
+    """Loads the average into the teacher, and the trained encoder into the encoder."""
+    kept = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith(AVERAGES)}
     trained = format.convert(replace(weights, tensors=kept), model)
     for name in [name for name, reason in converted.left_out.items() if reason == TRAINED]:
         del converted.left_out[name]
@@ -158,22 +158,22 @@ def _fit_mask_tokens(head: Converted, kinds: int) -> None:
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> str:
-    """The sizes of a head in words, by the shapes of its tensors."""
+    """The sizes of a head as text, from the shapes of its tensors."""
     depth = sum(name.endswith(".norm1.weight") for name in shapes)
     outputs = next((shapes[name][0] for name in OUTPUTS if name in shapes), 0)
     return f"of width {shapes[NORM][0]}, {depth} blocks, {heads or '?'} heads and {outputs} outputs"
 
 
-# --- the four layouts, both ways ---
+# --- conversion of the four layouts, in both directions ---
 
 
 def _decoder(tensors: Mapping[str, Tensor]) -> Converted:
-    plain = {re.sub(r"^(module|model)\.", "", name): each for name, each in tensors.items()}
+    plain = {re.sub(r"^(module|model)\.", "", name): tensor for name, tensor in tensors.items()}
     return _as_vectors(ORIGINAL_DECODER.convert(join_biases(plain)))
 
 
 def _decoder_transformers(tensors: Mapping[str, Tensor]) -> Converted:
-    plain = {current(name): each for name, each in tensors.items()}
+    plain = {current(name): tensor for name, tensor in tensors.items()}
     return _as_vectors(TRANSFORMERS_DECODER.convert(join(plain, "attention.qkv", PARTS, no_bias=(KEYS,))))
 
 
@@ -191,7 +191,7 @@ def _predictor_transformers(tensors: Mapping[str, Tensor]) -> Converted:
 
 
 def _as_vectors(head: Converted) -> Converted:
-    """Mask tokens without their dimensions of one."""
+    """Removes the dimensions of size 1 from mask tokens."""
     for name, tensor in head.tensors.items():
         if ".mask_token" in name:
             head.tensors[name] = tensor.flatten()
@@ -199,14 +199,15 @@ def _as_vectors(head: Converted) -> Converted:
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Encoder, head with mask tokens [1 1 d], and teacher under the names of an encoder."""
-    encoder = {name: each for name, each in tensors.items() if name.startswith("encoder.")}
+    """The tensors of the encoder, the head (with mask tokens [1 1 d]), and the teacher (with the names of an
+    encoder)."""
+    encoder = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
     head = {
-        name: each[None, None] if ".mask_token" in name else each
-        for name, each in tensors.items()
+        name: tensor[None, None] if ".mask_token" in name else tensor
+        for name, tensor in tensors.items()
         if name.startswith("head.")
     }
-    teacher = {f"encoder.{name}": each for name, each in under(tensors, "teacher.").items()}
+    teacher = {f"encoder.{name}": tensor for name, tensor in under(tensors, "teacher.").items()}
     return encoder, head, teacher
 
 
@@ -218,14 +219,14 @@ def _revert_videomae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _revert_videomae_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     encoder, head, _ = _parts(tensors)
     decoder = split(TRANSFORMERS_DECODER.revert(head), "attention.qkv", PARTS, no_bias=(KEYS,))
-    return VIDEOMAE_TRANSFORMERS.revert(encoder) | {saved(name): each for name, each in decoder.items()}
+    return VIDEOMAE_TRANSFORMERS.revert(encoder) | {saved(name): tensor for name, tensor in decoder.items()}
 
 
 def _revert_vjepa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`encoder`, `predictor` and `target_encoder` of the original's checkpoint, whose levels stand as dots here. V-JEPA
-    1 has its tables of positions there too: those buffers, where they are among the tensors."""
+    """`encoder`, `predictor` and `target_encoder` of the original checkpoint, with dotted names. If the position tables
+    are among the tensors, they are included, as in V-JEPA 1."""
     tables = {ours: tensors[ours].flatten(0, 2)[None] for ours in TABLES_OF_1 if ours in tensors}
-    encoder, head, teacher = _parts({name: each for name, each in tensors.items() if name not in tables})
+    encoder, head, teacher = _parts({name: tensor for name, tensor in tensors.items() if name not in tables})
     parts = {
         "encoder": VJEPA_2.revert(encoder),
         "predictor": ORIGINAL_PREDICTOR.revert(head),
@@ -234,18 +235,18 @@ def _revert_vjepa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for ours, table in tables.items():
         part, name = TABLES_OF_1[ours]
         parts[part][name] = table
-    return {f"{part}.module.backbone.{name}": each for part, names in parts.items() for name, each in names.items()}
+    return {f"{part}.module.backbone.{name}": tensor for part, names in parts.items() for name, tensor in names.items()}
 
 
 def _revert_vjepa_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The predictor, and the teacher as the one encoder that transformers has."""
+    """The predictor, and the teacher as the encoder: transformers has only one."""
     _, head, teacher = _parts(tensors)
     predictor = TRANSFORMERS_PREDICTOR.revert(head)
     tokens = [predictor.pop(f"{TOKENS}.{kind}") for kind in range(sum(name.startswith(TOKENS) for name in predictor))]
     for whole, parts in JOINED:
         predictor = split(predictor, whole, parts)
     predictor[TOKENS] = torch.stack(tokens)
-    return VJEPA_2_TRANSFORMERS.revert(teacher) | {f"predictor.{name}": each for name, each in predictor.items()}
+    return VJEPA_2_TRANSFORMERS.revert(teacher) | {f"predictor.{name}": tensor for name, tensor in predictor.items()}
 
 
 def _videomae_config(model: MaskedAutoencoder) -> dict[str, Any]:
@@ -266,10 +267,10 @@ def _videomae_config(model: MaskedAutoencoder) -> dict[str, Any]:
 
 
 def _vjepa_config(model: JointEmbedding) -> dict[str, Any]:
-    """Raises `UserError` for frames that are no squares."""
+    """The content of config.json. Raises `UserError` if frames are not square."""
     side = model.encoder.image_size
     if not isinstance(side, int):
-        raise UserError(f"formats: {VJEPA_2_TRANSFORMERS.name} has square frames, and clip.size is {list(side)}")
+        raise UserError(f"formats: {VJEPA_2_TRANSFORMERS.name} needs square frames, but clip.size is {list(side)}")
     encoder, head = _sizes_of(model.encoder.blocks), _sizes_of(model.head.blocks)
     return {
         "model_type": "vjepa2",
@@ -300,21 +301,20 @@ def _sizes_of(blocks: nn.ModuleList) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a published format keeps what only pretraining needs. `convert` takes a published head's tensors to ours, and
-    `revert` the state dict of a masked model to all that the original has.
+    """How a published format stores the tensors of pretraining. `convert` converts a published head's tensors to ours,
+    and `revert` the state dict of a masked model to all tensors of the original.
 
-    `encoder` begins the names of the encoder alone, where there is such a file: of V-JEPA's that of the average.
-    `config` gives transformers' config.json, but for the name of the class. `tables` are buffers that `revert` takes
-    besides."""
+    `encoder` is the prefix of the tensors for a file of the encoder alone; for V-JEPA it is the average's. `config`
+    returns transformers' config.json without the name of the class. `tables` names buffers that `revert` needs too."""
 
     network: type[MaskedModel]
     convert: Callable[[Mapping[str, Tensor]], Converted]
     revert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-    heads: Mapping[int, int]  # by width, where nothing else tells
-    heads_key: str = ""  # of config.json
+    heads: Mapping[int, int]  # number of attention heads by width, for files without config.json
+    heads_key: str = ""  # its key in config.json
     encoder: str | None = None
     config: Callable[[Any], dict[str, Any]] | None = None
-    classes: Sequence[str] = ()  # of transformers, for all of it and for the encoder alone
+    classes: Sequence[str] = ()  # transformers' classes for the whole network and for the encoder alone
     tables: Collection[str] = ()
 
 
@@ -346,7 +346,7 @@ LAYOUTS = {
 
 
 def layout_of(model: MaskedModel, transformers: bool) -> str:
-    """The name of the format that has a place for such a network. Its settings may still say otherwise."""
+    """The name of the format for this kind of network; it may still not support the network's settings."""
     if isinstance(model, MaskedAutoencoder):
         return (VIDEOMAE_TRANSFORMERS if transformers else VIDEOMAE_PRETRAINED).name
     if transformers:

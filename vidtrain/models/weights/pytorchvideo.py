@@ -1,8 +1,8 @@
-"""SlowFast, Slow and X3D as PyTorchVideo saves them, such as SLOWFAST_8x8_R50.pyth and X3D_S.pyth, and as
-facebookresearch/SlowFast (PySlowFast) does: the same networks by other names.
+"""Weights of SlowFast, Slow and X3D from PyTorchVideo, such as SLOWFAST_8x8_R50.pyth and X3D_S.pyth, and from
+facebookresearch/SlowFast (PySlowFast), which has the same networks with other names.
 
-Files are {"model_state": ...}; a plain state dict, or that of a module that wraps the network, is read too. Names of
-PySlowFast are read from its slowfast/models: video_model_builder.py and the *_helper.py.
+Files are {"model_state": ...}; a plain state dict, also of a wrapped network, works too. For PySlowFast's names see its
+slowfast/models: video_model_builder.py and the *_helper.py.
 """
 
 import re
@@ -22,7 +22,7 @@ BLOCK = re.compile(r"blocks\.([1-4])\.(?:multipathway_blocks\.0\.)?res_blocks\.(
 STAGES = range(1, 5)  # theirs; block 0 is the stem, the last one the head
 PATHS = {"slow": 0, "fast": 1}
 DEPTHS = {tuple[int, ...](counts): depth for depth, counts in NUM_BLOCKS.items()}
-# How far apart the slow pathway's frames are is in no tensor; this is what was published, by depth and fusion kernel
+# The stride of the slow pathway's frames cannot be read from tensors: the published ones by (depth, fusion kernel)
 PUBLISHED_ALPHA = {(50, 7): 4, (50, 5): 8, (101, 5): 4}
 STEMS = [f"blocks.0.multipathway_blocks.{index}.conv.weight" for index in PATHS.values()]
 FUSION = "blocks.0.multipathway_fusion.conv_fast_to_slow.weight"
@@ -46,14 +46,14 @@ def _slowfast_names() -> Renaming:
         for stage in STAGES:
             theirs = f"blocks.{stage}.multipathway_blocks.{index}.res_blocks.{{n}}"
             pairs += _residual(theirs, f"encoder.stages.{stage - 1}.{{n}}.{path}")
-    for stage in STAGES:  # theirs ends a stage with what ours begins the next one with
+    for stage in STAGES:  # their lateral connection ends a stage, ours starts the next one
         theirs, ours = f"blocks.{stage - 1}.multipathway_fusion", f"encoder.stages.{stage - 1}.0.fusion"
         pairs += [(f"{theirs}.conv_fast_to_slow", f"{ours}.conv"), (f"{theirs}.norm", f"{ours}.norm")]
     return Renaming(pairs)
 
 
 def _one_path_names(pairs: Pairs, norm_b: bool) -> Renaming:
-    """`pairs` and those of the blocks; with `norm_b`, squeeze and excitation follow it."""
+    """A renaming of `pairs` and the blocks; with `norm_b`, it includes squeeze and excitation after that norm."""
     for stage in STAGES:
         theirs, ours = f"blocks.{stage}.res_blocks.{{n}}", f"encoder.stages.{stage - 1}.{{n}}"
         if norm_b:
@@ -70,7 +70,7 @@ SLOWFAST_NAMES = _slowfast_names()
 SLOW_NAMES = _one_path_names([("blocks.0", "encoder.stem"), ("blocks.5.proj", "head.linear")], norm_b=False)
 X3D_NAMES = _one_path_names(
     [
-        # the first convolution is the one of a frame, whatever it is called
+        # PyTorchVideo calls the spatial convolution conv_t, and the temporal one conv_xy
         ("blocks.0.conv.conv_t", "encoder.stem.conv_xy"),
         ("blocks.0.conv.conv_xy", "encoder.stem.conv_t"),
         ("blocks.0.norm", "encoder.stem.norm"),
@@ -84,7 +84,7 @@ X3D_NAMES = _one_path_names(
 
 
 def _unwrapped(weights: Weights) -> dict[str, Tensor]:
-    """The network's tensors by their names in it."""
+    """The network's tensors, without prefixes of wrappers."""
     matches = ((WRAPPED.fullmatch(name), tensor) for name, tensor in weights.tensors.items())
     return {match[1]: tensor for match, tensor in matches if match}
 
@@ -92,18 +92,19 @@ def _unwrapped(weights: Weights) -> dict[str, Tensor]:
 def _named(weights: Weights, names: Renaming) -> Converted:
     converted = names.convert(_unwrapped(weights))
     outside = [name for name in weights.tensors if not WRAPPED.fullmatch(name)]
-    converted.left_out = dict.fromkeys(outside, "no part of the network")
+    converted.left_out = dict.fromkeys(outside, "not part of the network")
     return converted
 
 
 def _num_blocks(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """The blocks of each stage, of two pathways those of the slow one."""
+    """The number of blocks of each stage; with two pathways, those of the slow one."""
     blocks = [(int(match[1]), int(match[2])) for match in map(BLOCK.fullmatch, tensors) if match]
     return tuple(1 + max((block for own, block in blocks if own == stage), default=-1) for stage in STAGES)
 
 
 def _is_slow(weights: Weights) -> bool:
-    """Other ResNets of PyTorchVideo differ: I3D in the stem, C2D in its blocks' numbers, CSN in its 3 x 3 x 3."""
+    """Whether the tensors are Slow's. PyTorchVideo's other ResNets differ: I3D in the stem's kernel, C2D in the numbers
+    of blocks, CSN in its 3 x 3 x 3 kernels."""
     tensors = _unwrapped(weights)
     stem, middle = "blocks.0.conv.weight", "blocks.4.res_blocks.0.branch2.conv_b.weight"
     if not {stem, middle} <= tensors.keys() or any(name.startswith("blocks.5.res_blocks.") for name in tensors):
@@ -147,7 +148,7 @@ def _convert_x3d(weights: Weights, model: EncoderWithHead) -> Converted:
     hidden = "head.hidden.0.weight"
     if hidden in converted.tensors:
         converted.tensors[hidden] = converted.tensors[hidden].flatten(1)
-        converted.changed[hidden] = "a convolution of one place, as a linear layer"
+        converted.changed[hidden] = "a 1x1x1 convolution, as a linear layer"
     converted.requires = {
         "encoder.num_blocks": list(_num_blocks(tensors)),
         "encoder.width": len(tensors["blocks.0.conv.conv_t.weight"]),
@@ -176,7 +177,7 @@ PYTORCHVIDEO_X3D = Format(
     "PyTorchVideo, X3D", X3D, "model=x3d_xs, x3d_s, x3d_m or x3d_l", _is_x3d, _convert_x3d, _revert_x3d
 )
 
-# --- PySlowFast: to PyTorchVideo's names --------------------------------------------------------------------
+# --- PySlowFast: names are converted to PyTorchVideo's first ------------------------------------------------
 
 PYSLOWFAST_WRAPPED = re.compile(r"(?:(?:model_state|state_dict|model|module)\.)*((?:s\d(?:_fuse)?|head)\..+)")
 BRANCH = {f"branch2.{layer}": f"branch2.conv_{layer}" for layer in "abc"}
@@ -185,7 +186,7 @@ BRANCH |= {"branch1": "branch1_conv", "branch1_bn": "branch1_norm"}
 
 
 def _pathway(pathway: int, stem: str, stage_of: str) -> Pairs:
-    """Names of a pathway's stem and blocks; `stage_of` is what PyTorchVideo calls it in a stage."""
+    """Pairs of names for a pathway's stem and blocks; `stage_of` is PyTorchVideo's name of the pathway in a stage."""
     theirs = f"s1.pathway{pathway}_stem"
     pairs = [(f"{theirs}.conv", f"{stem}.conv"), (f"{theirs}.bn", f"{stem}.norm")]
     for stage in STAGES:
@@ -229,11 +230,11 @@ def _pyslowfast_x3d() -> Pairs:
 
 
 def _pyslowfast(name: str, pairs: Pairs, base: Format) -> Format:
-    """`base` by the names of PySlowFast."""
+    """The format `base` with PySlowFast's names."""
     names = Renaming(pairs)
 
     def renamed(weights: Weights) -> tuple[Weights, list[str]]:
-        """With PyTorchVideo's names; and what has none, such as non-local blocks."""
+        """The weights with PyTorchVideo's names, and names without a counterpart, such as those of non-local blocks."""
         tensors, unexpected = {}, []
         for own, tensor in weights.tensors.items():
             match = PYSLOWFAST_WRAPPED.fullmatch(own)
@@ -247,8 +248,8 @@ def _pyslowfast(name: str, pairs: Pairs, base: Format) -> Format:
     def recognizes(weights: Weights) -> bool:
         bare = {match[1] for match in map(PYSLOWFAST_WRAPPED.fullmatch, weights.tensors) if match}
         two_paths = "s1_fuse.conv_f2s.weight" in bare
-        known = "s1.pathway0_stem.conv.weight" in bare and two_paths == (base.encoder is SlowFast)
-        return known and base.recognizes(renamed(weights)[0])
+        matches = "s1.pathway0_stem.conv.weight" in bare and two_paths == (base.encoder is SlowFast)
+        return matches and base.recognizes(renamed(weights)[0])
 
     def convert(weights: Weights, model: EncoderWithHead) -> Converted:
         own, unexpected = renamed(weights)

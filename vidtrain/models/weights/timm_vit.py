@@ -1,4 +1,4 @@
-"""timm's image ViTs, inflated into a ViT-3D: a still clip gives the image's tokens."""
+"""timm's image ViTs, inflated into a ViT-3D: a clip of equal frames gives the tokens of the image."""
 
 import math
 import re
@@ -36,41 +36,41 @@ RENAMING = Renaming(
 PATCHES = "encoder.patch_embed.proj.weight"
 POSITIONS = "encoder.patch_embed.pos_embed"
 
-NO_TOKEN = "ViT3D has only tokens of patches; without this one, theirs come out near the image's and not equal"
-NOT_FOR_VIDEOS = "answers for images; the head here is another"
+NO_TOKEN = "ViT3D has only patch tokens; without this token they are similar to the image model's, not equal"
+NOT_FOR_VIDEOS = "a classifier of images; the model has its own head"
 TOKENS = ("cls_token", "dist_token", "reg_token", "register_tokens")
 LEFT_OUT = {
     **dict.fromkeys(TOKENS, NO_TOKEN),
     "mask_token": "only pretraining masks patches",
-    "attn_pool": "pools the image; the head has its own way",
+    "attn_pool": "pools the image; the model's head pools in its own way",
     "head": NOT_FOR_VIDEOS,
     "head_dist": NOT_FOR_VIDEOS,
 }
 LAYER_SCALE = re.compile(r"blocks\.\d+\.ls([12])\.gamma")
-SCALED = {"1": "attn.proj", "2": "mlp.fc2"}  # the layer that each of a block's two scales follows
+SCALED = {"1": "attn.proj", "2": "mlp.fc2"}  # the layers after which a block's two scales come
 IN_EVERY_TOKEN = ("patch_embed.", "blocks.", "norm_pre.")
-# Widths whose heads are not of 64 channels
+# Numbers of heads by width, where heads do not have 64 channels
 HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 
 
 def _prefix(weights: Weights) -> str | None:
-    """What stands before every name; None where these are not the tensors of an image ViT."""
+    """The prefix of all names; None if the tensors are not those of an image ViT."""
     for prefix in PREFIXES:
         names = (prefix + "patch_embed.proj.weight", prefix + "pos_embed")
         if not all(name in weights.tensors for name in names):
             continue
         patches, positions = (weights.tensors[name] for name in names)
         blocks = under(weights.tensors, f"{prefix}blocks.")
-        qkv = [each.shape for name, each in blocks.items() if re.fullmatch(r"\d+\.attn\.qkv\.weight", name)]
+        qkv = [weight.shape for name, weight in blocks.items() if re.fullmatch(r"\d+\.attn\.qkv\.weight", name)]
         plain = patches.ndim == 4 and positions.ndim == 3 and positions.shape[-1] == len(patches)
-        # unlike those of ViTs in several stages, all blocks have the width of the patches
+        # all blocks have the width of the patches, unlike in ViTs with several stages
         if plain and set(qkv) == {(3 * len(patches), len(patches))}:
             return prefix
     return None
 
 
 def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
-    """Raises UserError for a ViT that computes what ViT3D cannot."""
+    """Converts an image ViT. Raises UserError if it has parts that ViT3D does not support."""
     prefix = known(_prefix(weights))
     tensors = under(weights.tensors, prefix)
     name = architecture(weights)
@@ -84,7 +84,7 @@ def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
         if LAYER_SCALE.fullmatch(theirs):
             continue
         if theirs.startswith("fc_norm.") and not takes_norm:
-            converted.left_out[prefix + theirs] = "norms the mean of tokens; the head here has no such norm"
+            converted.left_out[prefix + theirs] = "norms the mean of tokens; the model's head has no such norm"
         elif ours is not None:
             converted.tensors[ours] = tensor
         elif (part := theirs.split(".")[0]) in LEFT_OUT:
@@ -97,7 +97,7 @@ def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
 
 
 def architecture(weights: Weights) -> str | None:
-    """timm's name of the model that the weights are of, where the user or timm's config.json says it."""
+    """timm's name of the weights' model, from the user's source or timm's config.json; None if unknown."""
     names = [weights.source.removeprefix("timm:")] if weights.source.startswith("timm:") else []
     if weights.config is not None and "architecture" in weights.config:
         names.append(str(weights.config["architecture"]))
@@ -105,8 +105,8 @@ def architecture(weights: Weights) -> str | None:
 
 
 def seen_images(weights: Weights, backbone: str | None) -> dict[str, Any]:
-    """Size and colors of the images that the weights were trained with: of those that the user or timm's config.json
-    names; of others the colors of timm's own weights for `backbone`, if that is known."""
+    """The size, mean and std of the images that the weights were trained with, from the user's source or timm's
+    config.json. For other weights only mean and std, those of timm's own weights for `backbone`, if known."""
     stated = (weights.config or {}).get("pretrained_cfg")
     if isinstance(stated, Mapping) and {"input_size", "mean", "std"} <= stated.keys():
         return {"size": stated["input_size"][-1], "mean": list(stated["mean"]), "std": list(stated["std"])}
@@ -120,14 +120,14 @@ def seen_images(weights: Weights, backbone: str | None) -> dict[str, Any]:
 
 
 def _check_parts(source: str, tensors: Mapping[str, Tensor], name: str | None) -> None:
-    """Raises UserError for parts that ViT3D has not, and without which every token would be another."""
+    """Raises UserError for parts that affect every token and that ViT3D does not have."""
     foreign = [
         theirs
         for theirs in tensors
         if theirs.startswith(IN_EVERY_TOKEN) and RENAMING.to_ours(theirs) is None and not LAYER_SCALE.fullmatch(theirs)
     ]
     mlp = [f"blocks.0.mlp.{layer}.weight" for layer in ("fc1", "fc2")]
-    if all(each in tensors for each in mlp) and len(tensors[mlp[0]]) != tensors[mlp[1]].shape[1]:
+    if all(weight in tensors for weight in mlp) and len(tensors[mlp[0]]) != tensors[mlp[1]].shape[1]:
         foreign.append("blocks.0.mlp (gated)")
     if "blocks.0.norm1.bias" not in tensors:
         foreign.append("blocks.0.norm1 (not a LayerNorm)")
@@ -135,16 +135,16 @@ def _check_parts(source: str, tensors: Mapping[str, Tensor], name: str | None) -
         block = _timm_model(name).blocks[0]
         parts = {"block": (block, Block), "MLP": (block.mlp, Mlp), "norm": (block.norm1, nn.LayerNorm)}
         foreign = [
-            f"{part} {type(each).__name__}"
-            for part, (each, kind) in parts.items()
-            if not isinstance(each, kind) or (kind is Block and type(each) is not Block)
+            f"{part} {type(module).__name__}"
+            for part, (module, kind) in parts.items()
+            if not isinstance(module, kind) or (kind is Block and type(module) is not Block)
         ]
         if not foreign and not _is_gelu(block.mlp.act):
             foreign = [f"activation {type(block.mlp.act).__name__}"]
     if foreign:
         some = ", ".join(foreign[:4]) + (f" and {len(foreign) - 4} more" if foreign[4:] else "")
         raise UserError(
-            f"{source}: this image model has parts that take part in every token and that ViT3D has not: {some}; "
+            f"{source}: this image model has parts that affect every token and that ViT3D does not have: {some}; "
             f"use it frame by frame: model=timm_frames model.encoder.backbone={name or 'NAME'}"
         )
 
@@ -155,7 +155,7 @@ def _is_gelu(activation: nn.Module) -> bool:
 
 
 def _settings(tensors: Mapping[str, Tensor], name: str | None) -> dict[str, Any]:
-    """What the model must be set to. For weights that do not name their model, what timm's models have in common."""
+    """The settings that the model must have: those of the weights' model, or common ones of timm if it is unknown."""
     width = len(tensors["patch_embed.proj.weight"])
     heads, norm_eps = HEADS[width] if width in HEADS else max(1, width // 64), 1e-6
     if name is not None:
@@ -172,13 +172,13 @@ def _settings(tensors: Mapping[str, Tensor], name: str | None) -> dict[str, Any]
 
 
 def _timm_model(name: str) -> Any:
-    """The model as timm builds it, without memory for its weights; its parts are timm's own."""
+    """timm's model on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return timm.create_model(name, pretrained=False)
 
 
 def _fold_layer_scale(converted: Converted, tensors: Mapping[str, Tensor]) -> None:
-    """gamma * (W x + b) = (gamma W) x + gamma b, so a scale needs no layer of its own."""
+    """Multiplies layer scales into the layers before them: gamma * (W x + b) = (gamma W) x + gamma b."""
     for theirs, gamma in tensors.items():
         scale = LAYER_SCALE.fullmatch(theirs)
         if scale is None:
@@ -188,7 +188,7 @@ def _fold_layer_scale(converted: Converted, tensors: Mapping[str, Tensor]) -> No
             ours = RENAMING.to_ours(f"{layer}.{kind}")
             if ours in converted.tensors:
                 converted.tensors[ours] = converted.tensors[ours] * factor
-                converted.changed[ours] = "multiplied by the layer scale that follows it"
+                converted.changed[ours] = "multiplied by the following layer scale"
 
 
 def _inflate(converted: Converted, tensors: Mapping[str, Tensor], source: str, model: EncoderWithHead) -> None:
@@ -196,7 +196,7 @@ def _inflate(converted: Converted, tensors: Mapping[str, Tensor], source: str, m
     tubelet = (encoder.tubelet_size, encoder.patch_size, encoder.patch_size)
     converted.tensors[PATCHES], converted.resized[PATCHES] = fit_patch_embed(converted.tensors[PATCHES], tubelet)
     if encoder.positions != "learned":
-        return  # `requires` will say so
+        return  # the contradiction to `requires` is reported later
     table = tensors["pos_embed"]
     side = math.isqrt(table.shape[1])
     prefix = table.shape[1] - side * side
@@ -210,13 +210,14 @@ def _inflate(converted: Converted, tensors: Mapping[str, Tensor], source: str, m
     if grid[1:] != (side, side):
         notes.insert(0, f"{side}x{side} positions interpolated to {grid[1]}x{grid[2]}")
     if prefix:
-        notes.append(f"{prefix} of other tokens dropped")
+        notes.append(f"{prefix} positions of other tokens dropped")
     converted.resized[POSITIONS] = "; ".join(notes)
 
 
 def _revert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The image model of still clips, with mean positions over time, without class token and layer scale."""
-    kept = {name: each for name, each in tensors.items() if name.startswith(("encoder.", "head.fc_norm."))}
+    """The image model that gives the same tokens for clips of equal frames, with positions averaged over time, and
+    without class token and layer scale."""
+    kept = {name: tensor for name, tensor in tensors.items() if name.startswith(("encoder.", "head.fc_norm."))}
     converted = RENAMING.revert(kept)
     converted["patch_embed.proj.weight"] = converted["patch_embed.proj.weight"].sum(dim=2)
     converted["pos_embed"] = converted["pos_embed"].mean(dim=0).flatten(0, 1)[None]

@@ -1,4 +1,4 @@
-"""torchvision's video weights: by the names of its enums, and as state dicts in files."""
+"""torchvision's video weights, by the names of its enums or as state dicts in files."""
 
 import difflib
 import re
@@ -27,7 +27,7 @@ from vidtrain.models.weights.vit3d import first_prefix, fit_separate_positions, 
 
 MODELS = (*RESNETS, "s3d", *MVITS, *SWINS)
 ENUM_NAME = re.compile(r"[a-z]\w*_weights?\.(?!(pt|pth|pyth|bin|safetensors)$)\w+", re.IGNORECASE)
-# Of a state dict, of one in a checkpoint of torchvision's training script, and of DDP
+# For a state dict, a checkpoint of torchvision's training script, and DDP
 PREFIXES = ("", "model.", "module.")
 BIAS_TABLE = "features.0.0.attn.relative_position_bias_table"
 RELATIVE = re.compile(r"encoder\.blocks\.\d+\.attn\.rel_pos_[thw]")
@@ -35,18 +35,18 @@ SPATIAL, TEMPORAL = "encoder.stem.pos_encoding.spatial_pos", "encoder.stem.pos_e
 
 
 def is_enum_name(text: str) -> bool:
-    """Whether `text` is written like R3D_18_Weights.KINETICS400_V1; a misspelt one is too, a file's name is not."""
+    """Whether `text` looks like R3D_18_Weights.KINETICS400_V1, also if it is misspelled, and not like a file name."""
     return ENUM_NAME.fullmatch(text) is not None
 
 
 def enum_weights(name: str) -> WeightsEnum:
-    """The member of torchvision's enums with that name, such as R3D_18_Weights.DEFAULT; nothing is downloaded. Raises
-    UserError for a name that is not among those of the models here."""
+    """The member of torchvision's enums with a name such as R3D_18_Weights.DEFAULT; nothing is downloaded. Raises
+    UserError for unknown names, and for weights of models that vidtrain does not have."""
     enums = [get_model_weights(model) for model in MODELS]
     known = {f"{enum.__name__}.{key}": member for enum in enums for key, member in enum.__members__.items()}
     if name not in known:
-        spelt = {each.lower(): each for each in known}
-        near = [spelt[each] for each in difflib.get_close_matches(name.lower(), spelt, n=3, cutoff=0.7)]
+        spelling = {key.lower(): key for key in known}
+        near = [spelling[key] for key in difflib.get_close_matches(name.lower(), spelling, n=3, cutoff=0.7)]
         raise UserError(
             f"pretrained={name} is not among torchvision's weights for the models here; "
             + (f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}.")
@@ -56,15 +56,15 @@ def enum_weights(name: str) -> WeightsEnum:
 
 @dataclass(frozen=True)
 class Family:
-    """What the four families of models differ in. Any of the `anchors` tells the family: no other format has these
-    tensors. `model_name` says of which model of the family tensors are, None where it has but one."""
+    """The differences between the four families of models. A tensor in `anchors` identifies the family, as no other
+    format has it. `model_name` returns the model of the family to which tensors belong; None if it has only one."""
 
     anchors: tuple[str, ...]
     renaming: Renaming
     model_name: Callable[[Mapping[str, Tensor]], str | None]
 
     def prefix(self, weights: Weights) -> str | None:
-        """What stands before every name, or None where these are not weights of the family."""
+        """The prefix of all names; None if the weights do not belong to the family."""
         prefixes = (first_prefix(weights.tensors, PREFIXES, anchor) for anchor in self.anchors)
         return next((prefix for prefix in prefixes if prefix is not None), None)
 
@@ -79,7 +79,7 @@ class Family:
         for name, tensor in converted.tensors.items():
             if name.startswith("head.") and tensor.ndim == 5:
                 converted.tensors[name] = rearrange(tensor, "k d 1 1 1 -> k d")
-                converted.changed[name] = "a convolution of one place, as a linear layer"
+                converted.changed[name] = "a 1x1x1 convolution, as a linear layer"
         _fit_positions(converted, model)
         variant = self.model_name(tensors)
         converted.requires = {} if variant is None else {"encoder.name": variant}
@@ -99,7 +99,7 @@ class Family:
 
 
 def _fit_positions(converted: Converted, model: EncoderWithHead) -> None:
-    """Fits MViT's positions to the sizes of the model's clips."""
+    """Fits MViT's positions to the size of the model's clips."""
     own, encoder = model.state_dict(), model.encoder
     for name, table in converted.tensors.items():
         if RELATIVE.fullmatch(name) and name in own and len(table) != len(own[name]):
@@ -108,19 +108,20 @@ def _fit_positions(converted: Converted, model: EncoderWithHead) -> None:
             converted.resized[name] = how
     if isinstance(encoder, TorchvisionMViT) and {SPATIAL, TEMPORAL} <= converted.tensors.keys():
         tables = encoder.stem.pos_encoding
-        if tables.temporal_pos is not None:  # else another model, which is named elsewhere
+        if tables.temporal_pos is not None:  # otherwise the model is another one, which is reported elsewhere
             grid = (len(tables.temporal_pos), *tables.spatial_size)
             fit_separate_positions(converted, SPATIAL, TEMPORAL, grid)
 
 
 def fit_relative(table: Tensor, length: int) -> Tensor:
-    """Relative positions [n d] -> [length d], linearly, as MViT itself does for a clip of another size."""
+    """Interpolates relative positions [n d] -> [length d] linearly, as MViT does for clips of another size."""
     columns = rearrange(table.float(), "n d -> 1 d n")
     return rearrange(F.interpolate(columns, size=length, mode="linear"), "1 d n -> n d").to(table.dtype)
 
 
 def _takes_head(model: EncoderWithHead) -> bool:
-    """Whether the model's head computes what torchvision's does: mean, dropout and a linear layer, of its tokens."""
+    """Whether the model's head computes the same as torchvision's: the mean of the tokens, dropout and a linear
+    layer."""
     if isinstance(model.encoder, TorchvisionMViT) and model.encoder.tokens != "class":
         return False
     if isinstance(model.head, MeanPoolClassifier):

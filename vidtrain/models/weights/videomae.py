@@ -1,8 +1,8 @@
-"""VideoMAE and VideoMAE V2 as they are published: fine-tuned models, and pretraining files with their decoder.
+"""Weights of VideoMAE and VideoMAE V2: fine-tuned models, and pretraining files with their decoder.
 
-Read from MCG-NJU/VideoMAE and OpenGVLab/VideoMAEv2: modeling_finetune.py, modeling_pretrain.py and
-run_class_finetuning.py. Attention has biases for queries and values; a bias of the keys would move all scores of a
-query alike, which softmax does not see, so ours is set to zero and is dropped on the way back.
+See modeling_finetune.py, modeling_pretrain.py and run_class_finetuning.py in MCG-NJU/VideoMAE and OpenGVLab/VideoMAEv2.
+Their attention has biases only for queries and values. A bias of the keys would add the same number to all scores of a
+query, which softmax ignores, so ours is set to zero, and is dropped in `revert`.
 """
 
 import math
@@ -32,7 +32,7 @@ NAMES = Renaming(
 )
 TABLE, POSITIONS = "pos_embed", "encoder.patch_embed.pos_embed"
 COSINE = ".attn.scale"
-PRETRAINED = "encoder."  # where a pretraining file keeps the encoder
+PRETRAINED = "encoder."  # prefix of the encoder in a pretraining file
 DECODER = "the decoder, which only pretraining needs"
 REST = dict.fromkeys(("decoder.", "encoder_to_decoder.", "mask_token"), DECODER)
 FRESH_NORM = "pretraining's last norm; fine-tuning starts with a fresh one after the mean, as in the original"
@@ -40,10 +40,10 @@ JOINED_BIAS = "biases of queries and values joined, with zeros for keys"
 
 
 def _prefix(tensors: Mapping[str, Tensor], inner: str) -> str | None:
-    """Where the model lies in the file: under its container, and `inner`."""
+    """The prefix of the model's tensors: that of a wrapper, then `inner`; None if there is no VideoMAE model."""
     prefix = vit3d.first_prefix(tensors, [wrapper + inner for wrapper in WRAPPERS], "blocks.0.attn.q_bias")
-    there = prefix is not None and f"{prefix}patch_embed.proj.weight" in tensors
-    return prefix if there and f"{prefix}cls_token" not in tensors else None
+    has_patches = prefix is not None and f"{prefix}patch_embed.proj.weight" in tensors
+    return prefix if has_patches and f"{prefix}cls_token" not in tensors else None
 
 
 def _convert(weights: Weights, model: EncoderWithHead, inner: str) -> Converted:
@@ -60,27 +60,27 @@ def _convert(weights: Weights, model: EncoderWithHead, inner: str) -> Converted:
     }
     if any(name.endswith(COSINE) for name in converted.tensors):
         raise UserError(
-            f"{weights.source} has the cosine attention of VideoMAE V2 (--cos_attn), which ViT3D has not; none of the "
-            "published files has it"
+            f"{weights.source} has the cosine attention of VideoMAE V2 (--cos_attn), which ViT3D does not support; no "
+            "published file has it"
         )
     if TABLE in converted.unexpected:
         _fit_table(converted, vit3d.under(weights.tensors, prefix)[TABLE], model, weights.source)
     if not isinstance(model.head, MeanPoolClassifier):
-        reason = f"a layer over the mean of the tokens, and the model's head is {type(model.head).__name__}"
+        reason = f"a layer over the mean of the tokens, but the model's head is {type(model.head).__name__}"
         vit3d.leave_out_head(converted, NAMES, reason)
     return converted
 
 
 def _fit_table(converted: Converted, table: Tensor, model: EncoderWithHead, source: str) -> None:
-    """Learned positions (--use_learnable_pos_emb), [1 t*h*w d] for a square of the clip that they were made for. In the
-    original they stay as they were drawn: modeling_pretrain.py and modeling_finetune.py add them detached."""
+    """Converts learned positions (--use_learnable_pos_emb), [1 t*h*w d] for a clip of square frames. The original code
+    does not train them: modeling_pretrain.py and modeling_finetune.py add them detached."""
     encoder = vit3d.vit_of(model)
     steps = encoder.num_frames // encoder.tubelet_size
     side = math.isqrt(table.shape[1] // steps)
     if steps * side**2 != table.shape[1]:
         raise UserError(
-            f"{source}: its {table.shape[1]} learned positions are not those of {encoder.num_frames} frames of a "
-            "square image; set model.encoder.num_frames to the frames that it was trained with"
+            f"{source}: its {table.shape[1]} learned positions do not fit {encoder.num_frames} square frames; set "
+            "model.encoder.num_frames to the frames that it was trained with"
         )
     converted.unexpected.remove(TABLE)
     converted.tensors[POSITIONS] = table.unflatten(1, (steps, side, side)).squeeze(0)
@@ -92,7 +92,7 @@ def _fit_table(converted: Converted, table: Tensor, model: EncoderWithHead, sour
 
 def _convert_finetuned(weights: Weights, model: EncoderWithHead) -> Converted:
     converted = _convert(weights, model, "")
-    # with --use_cls the tokens are normed and the first is taken, and there is no norm after it
+    # with --use_cls all tokens are normed, the head uses the first token, and there is no norm after it
     first = "encoder.norm.weight" in converted.tensors
     converted.requires["encoder.final_norm"] = first
     if isinstance(model.head, MeanPoolClassifier):
@@ -108,7 +108,7 @@ def _convert_pretrained(weights: Weights, model: EncoderWithHead) -> Converted:
 
 
 def leave_out_norm(converted: Converted, model: EncoderWithHead, theirs: str) -> None:
-    """Pretraining's last norm, unless the model has one there."""
+    """Leaves out pretraining's last norm, unless the model has a final norm."""
     for kind in ("weight", "bias"):
         if f"encoder.norm.{kind}" in converted.tensors and not vit3d.vit_of(model).final_norm:
             del converted.tensors[f"encoder.norm.{kind}"]
@@ -126,14 +126,14 @@ def join_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _revert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    converted = NAMES.revert({name: each for name, each in tensors.items() if name != POSITIONS})
+    converted = NAMES.revert({name: tensor for name, tensor in tensors.items() if name != POSITIONS})
     if POSITIONS in tensors:
         converted[TABLE] = tensors[POSITIONS].flatten(0, 2)[None]
     return split_biases(converted)
 
 
 def split_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse of `join_biases`; what keys have is dropped."""
+    """The reverse of `join_biases`; biases of keys are dropped."""
     converted = dict(tensors)
     for name in tensors:
         if name.endswith(BIAS):
@@ -143,9 +143,9 @@ def split_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _revert_pretrained(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder; pretraining has no head."""
-    encoder = {name: each for name, each in tensors.items() if name.startswith("encoder.")}
-    return {PRETRAINED + name: each for name, each in _revert(encoder).items()}
+    """The tensors of the encoder; pretraining files have no classifier."""
+    encoder = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
+    return {PRETRAINED + name: tensor for name, tensor in _revert(encoder).items()}
 
 
 VIDEOMAE = Format(
@@ -165,12 +165,12 @@ VIDEOMAE_PRETRAINED = Format(
     revert=_revert_pretrained,
 )
 
-# --- as transformers saves it ---
+# --- transformers ---
 
 BASE_PREFIX = "videomae."
 PARTS = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
-KEYS = PARTS[1]  # have no bias
-# As transformers saves the biases, and as its models name them
+KEYS = PARTS[1]  # they have no bias
+# Names of the biases in transformers' files -> in its models
 BIASES = {
     "attention.attention.q_bias": "attention.attention.query.bias",
     "attention.attention.v_bias": "attention.attention.value.bias",
@@ -178,7 +178,7 @@ BIASES = {
 
 
 def layer_names(layer: str, block: str) -> list[tuple[str, str]]:
-    """The modules of one of transformers' layers, whose q, k and v are joined, and of one of our blocks."""
+    """Pairs of names for a layer of transformers (with q, k and v joined) and a block of ours."""
     return [
         (f"{layer}.attention.qkv", f"{block}.attn.qkv"),
         (f"{layer}.attention.output.dense", f"{block}.attn.proj"),
@@ -209,7 +209,7 @@ def _is_transformers(weights: Weights) -> bool:
 
 def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted:
     kept, left_out = vit3d.set_aside(weights.tensors, REST)
-    tensors = {current(name.removeprefix(BASE_PREFIX)): each for name, each in kept.items()}
+    tensors = {current(name.removeprefix(BASE_PREFIX)): tensor for name, tensor in kept.items()}
     converted = TRANSFORMERS_NAMES.convert(vit3d.join(tensors, "attention.qkv", PARTS, no_bias=(KEYS,)))
     converted.left_out |= left_out
     vit3d.fit_patches(converted, vit3d.vit_of(model))
@@ -217,14 +217,14 @@ def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted
         if ".qkv." in name:
             converted.changed[name] = JOINED_BIAS if name.endswith("bias") else "queries, keys and values joined"
 
-    # the original's, which the weights were trained with
+    # 1e-6 is the original's, with which the weights were trained
     epsilons = [1e-6]
     converted.requires = vit3d.heads_of(converted, HEADS) | {
         "encoder.positions": "sincos_1d",
         "encoder.activation": "gelu",
     }
     if weights.config is not None:
-        epsilons.append(weights.config["layer_norm_eps"])  # with which transformers computes; 1e-12 on the hub
+        epsilons.append(weights.config["layer_norm_eps"])  # transformers' value; 1e-12 on the hub
         converted.requires |= {
             "encoder.num_heads": weights.config["num_attention_heads"],
             "encoder.activation": weights.config["hidden_act"],
@@ -237,10 +237,10 @@ def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted
 
 def _settle_head(converted: Converted, model: EncoderWithHead) -> None:
     if not isinstance(model.head, MeanPoolClassifier):
-        reason = f"a linear classifier, and the model's head is {type(model.head).__name__}"
+        reason = f"a linear classifier, but the model's head is {type(model.head).__name__}"
         vit3d.leave_out_head(converted, TRANSFORMERS_NAMES, reason)
     elif "head.fc_norm.weight" in converted.tensors:
-        # transformers has its default here, 1e-5, and the original 1e-6
+        # transformers uses the default 1e-5 here, the original 1e-6
         converted.requires |= {"encoder.final_norm": False, "head.pool": "mean", "head.norm": True}
         converted.requires["head.norm_eps"] = vit3d.one_of(model.head.norm_eps, (1e-6, 1e-5))
     elif "head.linear.weight" in converted.tensors and "encoder.norm.weight" in converted.tensors:
@@ -249,7 +249,7 @@ def _settle_head(converted: Converted, model: EncoderWithHead) -> None:
 
 
 def current(name: str) -> str:
-    """The name of a bias as transformers' models have it, where it is as the files have it."""
+    """Converts the name of a bias in transformers' files to that in its models; other names stay."""
     for old, new in BIASES.items():
         if name.endswith(old):
             return name.removesuffix(old) + new
@@ -257,7 +257,7 @@ def current(name: str) -> str:
 
 
 def _revert_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names as in the files of the hub and of `save_pretrained`."""
+    """The tensors with the names in files of the hub and of `save_pretrained`."""
     converted = vit3d.split(TRANSFORMERS_NAMES.revert(tensors), "attention.qkv", PARTS, no_bias=(KEYS,))
     of_head = ("fc_norm.", "classifier.")
     return {

@@ -1,4 +1,4 @@
-"""What the formats that fit a ViT3D have in common."""
+"""Functions that the formats for a ViT3D share."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,47 +16,49 @@ from vidtrain.models.weights.format import Converted, Renaming
 
 Setting = TypeVar("Setting", float, int)
 
-# Heads of the published encoders by width, where all families agree. They show in no shape: another number loads and
-# computes something else
+# Attention heads of the published encoders by width, if all families agree. No shape shows them: with another number,
+# weights would load but compute something else
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 PATCHES = "encoder.patch_embed.proj.weight"
 KINDS = ("weight", "bias")
 
 
 def vit_of(model: EncoderWithHead) -> ViT3D:
-    """The encoder of a model that a format of these is converted for: `Format.encoder` says that it is one."""
+    """The encoder of a model, which is a ViT3D, as `Format.encoder` was checked."""
     assert isinstance(model.encoder, ViT3D)
     return model.encoder
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def first_prefix(tensors: Mapping[str, Tensor], prefixes: Sequence[str], name: str) -> str | None:
-    """The first prefix under which `name` is there, or None."""
+    """The first of `prefixes` with which `name` is in `tensors`, or None."""
     return next((prefix for prefix in prefixes if prefix + name in tensors), None)
 
 
 def explain_rest(converted: Converted, tensors: Mapping[str, Tensor], prefix: str, reasons: Mapping[str, str]) -> None:
-    """Every tensor outside of `prefix` is left out, for the reason given for how its name begins, or unexpected."""
+    """Adds every tensor without `prefix` to those left out, with the reason for the start of its name, or else to the
+    unexpected ones."""
     converted.unexpected += [name for name in tensors if not name.startswith(prefix)]
     leave_out(converted, reasons)
 
 
 def set_aside(tensors: Mapping[str, Tensor], reasons: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors without those whose names begin with a key of `reasons`; and those, each with its reason."""
+    """Splits tensors: those whose names do not start with a key of `reasons`, and the names of the others with their
+    reasons."""
     left_out = {
         name: next(reason for start, reason in reasons.items() if name.startswith(start))
         for name in tensors
         if name.startswith(tuple(reasons))
     }
-    return {name: each for name, each in tensors.items() if name not in left_out}, left_out
+    return {name: tensor for name, tensor in tensors.items() if name not in left_out}, left_out
 
 
 def leave_out(converted: Converted, reasons: Mapping[str, str]) -> None:
-    """Moves what begins with a key of `reasons` from the unexpected names to those left out."""
+    """Moves names that start with a key of `reasons` from the unexpected ones to those left out."""
     for name in list(converted.unexpected):
         reason = next((reason for start, reason in reasons.items() if name.startswith(start)), None)
         if reason is not None:
@@ -65,14 +67,14 @@ def leave_out(converted: Converted, reasons: Mapping[str, str]) -> None:
 
 
 def leave_out_head(converted: Converted, names: Renaming, reason: str, prefix: str = "") -> None:
-    """The head's tensors, where the model's head is of another kind; `prefix` stands before names in the file."""
+    """Leaves out the head's tensors, if the model's head is of another kind; `prefix` is that of names in the file."""
     for name in [name for name in converted.tensors if name.startswith("head.")]:
         del converted.tensors[name]
         converted.left_out[f"{prefix}{names.to_theirs(name) or name}"] = reason
 
 
 def fit_patches(converted: Converted, encoder: ViT3D) -> None:
-    """The patch embedding for the model's patch and tubelet size."""
+    """Fits the patch embedding to the model's patch and tubelet size."""
     tubelet = (encoder.tubelet_size, encoder.patch_size, encoder.patch_size)
     converted.tensors[PATCHES], how = fit_patch_embed(converted.tensors[PATCHES], tubelet)
     if how:
@@ -80,8 +82,8 @@ def fit_patches(converted: Converted, encoder: ViT3D) -> None:
 
 
 def heads_of(converted: Converted, family: Mapping[int, int]) -> dict[str, int]:
-    """The setting of heads that the width of an encoder asks for: as in `HEADS`, or in what a family has besides. None
-    for a width that was never published."""
+    """The required number of attention heads for the encoder's width, from `HEADS` or the `family`; empty for widths
+    that were never published."""
     heads, width = HEADS | dict(family), len(converted.tensors[PATCHES])
     return {"encoder.num_heads": heads[width]} if width in heads else {}
 
@@ -91,14 +93,15 @@ def activation_of(converted: Converted) -> str:
 
 
 def one_of(value: Setting, right: Sequence[Setting]) -> Setting:
-    """The setting to ask for where several are right: the model's own if it is one of them, else the first."""
-    return next((each for each in right if math.isclose(value, each)), right[0])
+    """The required setting if several values are right: the model's `value` if it is one of them, else the first."""
+    return next((choice for choice in right if math.isclose(value, choice)), right[0])
 
 
 def join(
     tensors: Mapping[str, Tensor], whole: str, parts: Sequence[str], no_bias: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """Linear layers named `parts` become one of their rows, named `whole`; `no_bias` gives zeros where one has none.
+    """Joins the rows of linear layers named `parts` into one layer named `whole`; parts in `no_bias` get biases of
+    zero.
 
     >>> list(join({"a.k.weight": torch.ones(1, 2), "a.v.weight": torch.ones(1, 2)}, "kv", ("k", "v")))
     ['a.kv.weight']
@@ -108,12 +111,12 @@ def join(
     for stem in [name.removesuffix(first) for name in tensors if name.endswith(f".{first}")]:
         for kind in KINDS:
             names = {part: f"{stem}{part}.{kind}" for part in parts}
-            there = {part: joined.pop(name) for part, name in names.items() if name in joined}
-            if there and kind == "bias":
-                like = next(iter(there.values()))
-                there |= {part: torch.zeros_like(like) for part in no_bias if part not in there}
-            if there:
-                joined[f"{stem}{whole}.{kind}"] = torch.cat([there[part] for part in parts if part in there])
+            present = {part: joined.pop(name) for part, name in names.items() if name in joined}
+            if present and kind == "bias":
+                like = next(iter(present.values()))
+                present |= {part: torch.zeros_like(like) for part in no_bias if part not in present}
+            if present:
+                joined[f"{stem}{whole}.{kind}"] = torch.cat([present[part] for part in parts if part in present])
     return joined
 
 
@@ -134,12 +137,12 @@ def split(
 
 
 def fit_patch_embed(weight: Tensor, tubelet: tuple[int, int, int]) -> tuple[Tensor, str]:
-    """Weight of an image's or a video's patch embedding, [d c p p] or [d c t p p], for tubelets (t, p, p).
+    """Fits the weight of an image's or a video's patch embedding, [d c p p] or [d c t p p], to tubelets (t, p, p).
 
-    Also returns what was done, in words; "" where nothing was. In time, the sum over a tubelet is kept, so a still
-    clip gives the tokens it gave before; for an image's weight these are the image's tokens (I3D's inflation,
-    arXiv:1705.07750). In space, patches enlarged by bicubic interpolation give the tokens of those they were
-    made from, and smaller ones the nearest to it (FlexiViT, arXiv:2212.08013, section 3.4).
+    Also returns a text about the changes, "" if there were none. In time, the sum over a tubelet stays the same, so a
+    clip of equal frames gives the same tokens as before, or as the image (I3D's inflation, arXiv:1705.07750). In space,
+    the weight is resampled so that patches that were enlarged by bicubic interpolation give the same tokens; for
+    smaller patches they are as near as possible (FlexiViT, arXiv:2212.08013, section 3.4).
     """
     notes = []
     length, height, width = tubelet
@@ -153,7 +156,7 @@ def fit_patch_embed(weight: Tensor, tubelet: tuple[int, int, int]) -> tuple[Tens
     if weight.shape[3:] != (height, width):
         notes.append("patch size {}x{} resized to {}x{}".format(*weight.shape[3:], height, width))
         images = rearrange(weight, "d c t p q -> d (c t) p q")
-        from timm.layers import resample_patch_embed  # which takes seconds
+        from timm.layers import resample_patch_embed  # importing timm takes seconds
 
         images = resample_patch_embed(images, [height, width])
         weight = rearrange(images, "d (c t) p q -> d c t p q", t=length)
@@ -161,9 +164,9 @@ def fit_patch_embed(weight: Tensor, tubelet: tuple[int, int, int]) -> tuple[Tens
 
 
 def fit_learned_table(table: Tensor, grid: Grid, prefix_tokens: int = 0) -> Tensor:
-    """Learned positions of a square image, [1 n d] or [n d], for a video's grid: [t h w d]. The first `prefix_tokens`
-    rows, of a class token and its like, are dropped. Rows and columns are interpolated (bicubic, antialiased); every t
-    gets the same. Raises ValueError when the rest is not a square."""
+    """Fits learned positions of a square image, [1 n d] or [n d], to a video's grid: [t h w d]. The first
+    `prefix_tokens` rows, such as that of a class token, are dropped. Rows and columns are interpolated (bicubic,
+    antialiased), and repeated for every t. Raises ValueError if the image is not square."""
     t, h, w = grid
     places = table.reshape(-1, table.shape[-1])[prefix_tokens:]
     side = math.isqrt(len(places))
@@ -177,8 +180,8 @@ def fit_learned_table(table: Tensor, grid: Grid, prefix_tokens: int = 0) -> Tens
 
 
 def fit_separate_positions(converted: Converted, spatial: str, temporal: str, grid: Grid) -> None:
-    """Learned positions of places and of times that are summed, [n d] or [1 n d], fitted to a model's grid as it would
-    interpolate them itself. Tokens are of 2x4x4 pixels, and a file's clips are square, as all published ones."""
+    """Fits learned positions in space and in time, which are added, [n d] or [1 n d], to a model's grid, as the model
+    interpolates them. Tokens are 2x4x4 pixels, and the clips of the file are square, as in all published ones."""
     side, old = math.isqrt(converted.tensors[spatial].shape[-2]), converted.tensors[temporal].shape[-2]
     converted.seen["size"] = 4 * side
     tables = (
@@ -196,7 +199,8 @@ def fit_separate_positions(converted: Converted, spatial: str, temporal: str, gr
 
 
 def _shares(old: int, new: int) -> Tensor:
-    """[old new]: which share of each of `old` equal spans of time lies in each of `new`; rows sum to 1."""
+    """[old new]: the share of each of `old` equal spans of time that lies in each of `new` equal spans; rows sum to
+    1."""
     edges = torch.arange(old + 1, dtype=torch.float64) / old
     bounds = torch.arange(new + 1, dtype=torch.float64) / new
     start = torch.maximum(edges[:-1, None], bounds[None, :-1])

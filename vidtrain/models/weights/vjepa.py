@@ -1,9 +1,9 @@
-"""V-JEPA 1, 2 and 2.1 as facebookresearch publishes them, and V-JEPA 2 as transformers saves it: pretraining files,
-bare encoders, probes.
+"""Weights of V-JEPA 1, 2 and 2.1 from facebookresearch, and of V-JEPA 2 from transformers: pretraining files, encoders,
+probes.
 
-A pretraining file holds an encoder under `encoder`, its moving average under `target_encoder` (`ema_encoder` where a
-model was distilled), and a predictor. Like the published evaluations, we take the average. Read from
-facebookresearch/jepa and facebookresearch/vjepa2: src/models, src/hub/backbones.py and app/vjepa_2_1/models.
+A pretraining file has an encoder in `encoder`, its moving average in `target_encoder` (in `ema_encoder` for distilled
+models), and a predictor. We load the average, as the published evaluations do. See src/models, src/hub/backbones.py and
+app/vjepa_2_1/models in facebookresearch/jepa and facebookresearch/vjepa2.
 """
 
 import math
@@ -26,9 +26,13 @@ PREFIXES = tuple(root + wrapper for root in ROOTS for wrapper in WRAPPERS)
 PROBE_ROOTS = ("classifiers.{}.", "classifier.", "")
 PROBE_PREFIXES = tuple(root + wrapper for root in PROBE_ROOTS for wrapper in ("module.", ""))
 UNUSED = "head.pooler.cross_attention_block.xattn.proj."
-HEADS_1 = {1408: 16, 1664: 16}  # by width, as its code builds them
-HEADS_2 = {1408: 22, 1664: 26}  # of 2 and 2.1: "giant_xformers" and "gigantic_xformers" are published
-PROBE_HEADS = {1024: 16, 1280: 16, 1408: 16}  # by width; 16 even on ViT-g, whose encoder has 22
+HEADS_1 = {1408: 16, 1664: 16}  # attention heads of V-JEPA 1 by width, as in its code
+HEADS_2 = {1408: 22, 1664: 26}  # V-JEPA 2 and 2.1, whose published models are "giant_xformers" and "gigantic_xformers"
+PROBE_HEADS = {
+    1024: 16,
+    1280: 16,
+    1408: 16,
+}  # attention heads of probes by width; 16 for ViT-g too, whose encoder has 22
 
 NAMES = Renaming(
     [
@@ -49,23 +53,23 @@ PRETRAINING = {
 TABLE = {"pos_embed": "the position table follows from the configuration"}
 NO_TABLE = {"pos_embed": "a table that rotary positions do not use"}
 IMAGES = {
-    "patch_embed_img.": "cuts single images, which are not taken here",
-    "img_mod_embed": "marks single images, which are not taken here",
+    "patch_embed_img.": "patches of single images, which are not supported",
+    "img_mod_embed": "the modality of single images, which are not supported",
 }
-# V-JEPA 2.1: the blocks whose outputs have a norm, by depth
+# V-JEPA 2.1: the blocks whose outputs have norms, by depth
 NORMED_BLOCKS = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 40: (9, 19, 29, 39), 48: (11, 23, 37, 47)}
 MARK = "encoder.patch_embed.video_mod_embed"
-TABLE_FRAMES = 16  # of V-JEPA 1
-TABLE_TOKENS = (8 * 14 * 14, 8 * 24 * 24)  # of its published models: 16 frames at 224 and at 384
+TABLE_FRAMES = 16  # frames of V-JEPA 1's position table
+TABLE_TOKENS = (8 * 14 * 14, 8 * 24 * 24)  # rows of the table in its published models: 16 frames at 224 and at 384
 
 
-# --- which is which ---
+# --- recognition ---
 
 
 def _generation(weights: Weights) -> str | None:
-    """1, 2 or 2.1; None for what is no V-JEPA encoder. Names and shapes of 1 and 2 are equal, and 2 has a position
-    table that it does not use. What tells them apart is the predictor (a mask token for each of two masks in 1, ten in
-    2), or else the table's size."""
+    """The version 1, 2 or 2.1; None if the weights are no V-JEPA encoder. Versions 1 and 2 have the same names and
+    shapes, and 2 has a position table that it does not use. They are distinguished by the predictor (two mask tokens in
+    1, ten in 2), or else by the size of the table."""
     tensors = weights.tensors
     prefix = _prefix(tensors)
     own = {} if prefix is None else vit3d.under(tensors, prefix)
@@ -79,20 +83,20 @@ def _generation(weights: Weights) -> str | None:
 
 
 def _prefix(tensors: Mapping[str, Tensor]) -> str | None:
-    """Where the encoder lies in the file; None where there is none of V-JEPA."""
+    """The prefix of the encoder's tensors; None if there is no V-JEPA encoder."""
     prefix = vit3d.first_prefix(tensors, PREFIXES, "patch_embed.proj.weight")
     if prefix is None or tensors[f"{prefix}patch_embed.proj.weight"].ndim != 5:
         return None
-    known = f"{prefix}blocks.0.attn.qkv.bias" in tensors
-    others = {f"{prefix}cls_token", f"{prefix}pos_embed_spatial"}  # of Hiera, and of ViTs of images
-    return prefix if known and not others & tensors.keys() else None
+    has_bias = f"{prefix}blocks.0.attn.qkv.bias" in tensors
+    others = {f"{prefix}cls_token", f"{prefix}pos_embed_spatial"}  # tensors of image ViTs and of Hiera
+    return prefix if has_bias and not others & tensors.keys() else None
 
 
 # --- encoders ---
 
 
 def _convert(weights: Weights, model: EncoderWithHead, heads: Mapping[int, int]) -> tuple[Converted, dict[str, Tensor]]:
-    """What all generations have in common; and the encoder's tensors by their published names."""
+    """The conversion that all versions share; also returns the encoder's tensors by their published names."""
     prefix = known(_prefix(weights.tensors))
     own = vit3d.under(weights.tensors, prefix)
     converted = NAMES.convert(own)
@@ -122,14 +126,14 @@ def _convert_1(weights: Weights, model: EncoderWithHead) -> Converted:
 
 
 def _kind_of(table: Tensor, grid: tuple[int, int, int], source: str) -> str:
-    """Which of our tables the published one is. Raises UserError where it is none."""
+    """The kind of our tables that equals the published one. Raises UserError if none does."""
     for kind in ("sincos_uniform", "sincos"):
         ours = TABLES[kind](grid, table.shape[-1]).flatten(0, 2)
         if ours.shape == table.shape and torch.allclose(ours, table.float(), atol=1e-2):
             return kind
     raise UserError(
         f"{source}: its pos_embed {list(table.shape)} is not the sin-cos table of V-JEPA 1 for {TABLE_FRAMES} frames "
-        "in tubelets of 2, so its positions are not known here"
+        "in tubelets of 2, so its positions are unknown"
     )
 
 
@@ -156,13 +160,13 @@ def _convert_2_1(weights: Weights, model: EncoderWithHead) -> Converted:
     if marked:
         converted.unexpected.remove("video_mod_embed")
         converted.tensors[MARK] = own["video_mod_embed"].flatten()
-        converted.changed[MARK] = "without its dimensions of one"
+        converted.changed[MARK] = "without its dimensions of size 1"
     normed = _normed_blocks(converted.tensors, weights.source)
     out_layers = vit3d.vit_of(model).out_layers
     if len(vit3d.vit_of(model).blocks) == normed[-1] + 1 and not set(out_layers) <= set(normed):
         raise UserError(
-            f"{weights.source} has norms of blocks {', '.join(map(str, normed))} alone, and "
-            f"model.encoder.out_layers={list(out_layers)} asks for others: choose among those"
+            f"{weights.source} has norms only for blocks {', '.join(map(str, normed))}, but "
+            f"model.encoder.out_layers={list(out_layers)} needs others: choose among those"
         )
     for index, block in enumerate(normed):
         for kind in ("weight", "bias"):
@@ -177,7 +181,7 @@ def _convert_2_1(weights: Weights, model: EncoderWithHead) -> Converted:
 
 
 def _normed_blocks(tensors: Mapping[str, Tensor], source: str) -> tuple[int, ...]:
-    """The blocks that have a norm, by the depth of the encoder. Raises UserError where V-JEPA 2.1 has no such depth."""
+    """The blocks that have norms, for the depth of the encoder. Raises UserError if V-JEPA 2.1 has no such depth."""
     depth = len({name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")})
     if depth not in NORMED_BLOCKS:
         raise UserError(f"{source} has {depth} blocks; V-JEPA 2.1 has {', '.join(map(str, NORMED_BLOCKS))}")
@@ -185,13 +189,13 @@ def _normed_blocks(tensors: Mapping[str, Tensor], source: str) -> tuple[int, ...
 
 
 def _revert(tensors: Mapping[str, Tensor], part: str = "encoder.") -> dict[str, Tensor]:
-    """One part: encoder and head are published in files of their own."""
-    return NAMES.revert({name: each for name, each in tensors.items() if name.startswith(part)})
+    """The published tensors of one part, as encoder and head are published in separate files."""
+    return NAMES.revert({name: tensor for name, tensor in tensors.items() if name.startswith(part)})
 
 
 def _revert_2_1(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    plain = {name: each for name, each in tensors.items() if not name.startswith("encoder.norm.")}
-    converted = _revert({name: each for name, each in plain.items() if name != MARK})
+    plain = {name: tensor for name, tensor in tensors.items() if not name.startswith("encoder.norm.")}
+    converted = _revert({name: tensor for name, tensor in plain.items() if name != MARK})
     if MARK in plain:
         converted["video_mod_embed"] = plain[MARK].reshape(1, 1, -1)
     normed = _normed_blocks(tensors, "the model")
@@ -212,18 +216,18 @@ def _probe_prefix(tensors: Mapping[str, Tensor], number: int = 0) -> str | None:
 def _convert_probe(weights: Weights, model: EncoderWithHead) -> Converted:
     if not isinstance(model.head, AttentiveClassifier):
         raise UserError(
-            f"{weights.source} is an attentive probe, and the model's head is {type(model.head).__name__}; "
+            f"{weights.source} is an attentive probe, but the model's head is {type(model.head).__name__}; "
             "choose model=vjepa2_vitl, or another with an attentive probe"
         )
     file, number = split_number(weights.source)
-    several = {name.split(".")[1] for name in weights.tensors if name.startswith("classifiers.")}
-    if number is not None and str(number) not in several:
-        held = f"probes 0 to {len(several) - 1}" if several else "one probe"
-        raise UserError(f"{weights.source}: {file} holds {held}")
+    numbers = {name.split(".")[1] for name in weights.tensors if name.startswith("classifiers.")}
+    if number is not None and str(number) not in numbers:
+        available = f"probes 0 to {len(numbers) - 1}" if numbers else "one probe"
+        raise UserError(f"{weights.source}: {file} holds {available}")
     prefix = known(_probe_prefix(weights.tensors, number or 0))
     own = vit3d.under(weights.tensors, prefix)
     converted = NAMES.convert(own)
-    other = f"another probe; number {number or 0} is taken, and {file}:1 would be the second"
+    other = f"another probe; number {number or 0} is used, and {file}:1 would be the second"
     vit3d.explain_rest(converted, weights.tensors, prefix, {"classifiers.": other})
     unused = {name for name in converted.tensors if name.startswith(UNUSED)}
     if unused and any(name.startswith("head.pooler.blocks.") for name in converted.tensors):
@@ -233,7 +237,7 @@ def _convert_probe(weights: Weights, model: EncoderWithHead) -> Converted:
         )
     for name in unused:
         del converted.tensors[name]
-        converted.left_out[f"{prefix}{NAMES.to_theirs(name)}"] = "a projection that V-JEPA 1 has and does not use"
+        converted.left_out[f"{prefix}{NAMES.to_theirs(name)}"] = "a projection that V-JEPA 1 does not use"
     width = len(converted.tensors["head.pooler.cross_attention_block.xattn.q.weight"])
     converted.requires = {"head.pooler.norm_eps": 1e-5}
     if width in PROBE_HEADS:
@@ -275,10 +279,10 @@ VJEPA_PROBE = Format(
 )
 
 
-# --- V-JEPA 2 as transformers saves it: encoders, and with the attentive probe ---
+# --- V-JEPA 2 from transformers: encoders, with or without the attentive probe ---
 
-BASE_PREFIX = "vjepa2."  # of the base model's names inside of a classification model
-# Linear layers of ours that transformers keeps in parts
+BASE_PREFIX = "vjepa2."  # prefix of the base model in a classification model
+# Linear layers of ours that transformers splits into several
 JOINED = (
     ("attention.qkv", ("attention.query", "attention.key", "attention.value")),
     ("self_attn.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
@@ -317,7 +321,7 @@ def _is_transformers(weights: Weights) -> bool:
 def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted:
     of_predictor = (f"{BASE_PREFIX}predictor.", "predictor.")
     kept, left_out = vit3d.set_aside(weights.tensors, dict.fromkeys(of_predictor, PREDICTOR))
-    tensors = {name.removeprefix(BASE_PREFIX): each for name, each in kept.items()}
+    tensors = {name.removeprefix(BASE_PREFIX): tensor for name, tensor in kept.items()}
     for whole, parts in JOINED:
         tensors = vit3d.join(tensors, whole, parts)
     converted = TRANSFORMERS_NAMES.convert(tensors)
@@ -337,7 +341,7 @@ def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted
             "encoder.activation": weights.config["hidden_act"],
         }
     if not isinstance(model.head, AttentiveClassifier):
-        reason = f"an attentive probe, and the model's head is {type(model.head).__name__}"
+        reason = f"an attentive probe, but the model's head is {type(model.head).__name__}"
         vit3d.leave_out_head(converted, TRANSFORMERS_NAMES, reason)
     elif "head.pooler.query_tokens" in converted.tensors:
         converted.requires |= _transformers_probe_settings(converted, model.head)
@@ -348,7 +352,7 @@ def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted
 
 
 def _transformers_probe_settings(converted: Converted, head: AttentiveClassifier) -> dict[str, float]:
-    """The settings that the probe was trained with, or that transformers runs it with."""
+    """The settings with which the probe was trained, or those that transformers uses."""
     width = converted.tensors["head.pooler.query_tokens"].shape[-1]
     epsilons = (1e-5, converted.requires["encoder.norm_eps"])
     settings = {"head.pooler.norm_eps": vit3d.one_of(head.pooler.norm_eps, epsilons)}
@@ -359,13 +363,13 @@ def _transformers_probe_settings(converted: Converted, head: AttentiveClassifier
 
 
 def _revert_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A base model's names for an encoder alone, a classification model's for an encoder with its head."""
+    """The tensors with the names of a base model for an encoder alone, or of a classification model with a head."""
     converted = TRANSFORMERS_NAMES.revert(tensors)
     for whole, parts in JOINED:
         converted = vit3d.split(converted, whole, parts)
     if not vit3d.under(tensors, "head."):
         return converted
-    return {BASE_PREFIX + name if name.startswith("encoder.") else name: each for name, each in converted.items()}
+    return {BASE_PREFIX + name if name.startswith("encoder.") else name: tensor for name, tensor in converted.items()}
 
 
 VJEPA_2_TRANSFORMERS = Format(
