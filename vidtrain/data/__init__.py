@@ -1,12 +1,12 @@
-"""From a file on disk to a uint8 batch.
+"""Reads videos from disk or from a store into uint8 batches.
 
-sources/   what gives manifests: one file a source
-manifest/  which videos there are, with which labels, in which split
-sampling/  which frames make a clip
-stores/    where bytes lie: plain files, tar files, URLs
-decoding/  from a file and frame numbers to exact pixels
-augment/   geometry while decoding; the rest batched on the device
-loading/   from a manifest to uint8 batches
-prepared/  a dataset re-encoded once
-audit/     what is wrong with a dataset
+sources/   dataset sources, which return manifests: a file for each
+manifest/  manifests: the videos of a split with their labels
+sampling/  chooses the frames of a clip
+stores/    reads bytes from plain files, tar files and URLs
+decoding/  decodes given frames of a file to exact pixels
+augment/   augmentation: geometry while decoding, the rest in batches on the device
+loading/   loads a manifest as uint8 batches
+prepared/  a dataset that was re-encoded once
+audit/     finds problems of a dataset
 """

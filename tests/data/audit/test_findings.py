@@ -32,7 +32,7 @@ def test_a_pattern_that_finds_nothing_is_a_mistake(caplog):
     with pytest.raises(UserError, match="group_pattern=_gruppe .* 0 of 2"):
         entries({"train": train}, "_gruppe")
     entries({"train": train}, "_g01")
-    assert "is found in 1 of 2 paths, and not in /v/other.mp4" in caplog.text
+    assert "matches 1 of 2 paths, and not /v/other.mp4" in caplog.text
 
 
 def entry(path, split="train", name="a", group=None, start=None, end=None):

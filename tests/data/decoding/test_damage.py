@@ -248,7 +248,7 @@ def test_audit_and_prepare_say_the_same(tmp_path, write_video, patches):
     assert "partly made up: 1, refused with those that depend on them: 12 of 48" in words
     target = tmp_path / "copy.mp4"
     made = prepare_file(Job(path, target, EncodeSettings(64, 12, 2, 20, "veryfast"), None))
-    assert made.cause == f"frame {refused[0]} is damaged: the decoder made up what it could not read"
+    assert made.cause == f"frame {refused[0]} is damaged: the decoder made up pixels that it could not read"
     assert not target.exists()
 
 
@@ -266,4 +266,4 @@ def test_training_and_evaluation_miss_what_is_damaged(tmp_path, write_video, pat
     drawn = VideoDataset(manifest, whole, crop, (64, 64), 0, True, 9)[SampleKey(0, 0)]
     assert drawn.clips is not None and drawn.record == 1
     for fault in (missed.faults[0], drawn.faults[0]):
-        assert fault.path == path and "are damaged: the decoder made up what it could not read" in fault.cause
+        assert fault.path == path and "are damaged: the decoder made up pixels that it could not read" in fault.cause

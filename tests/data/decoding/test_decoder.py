@@ -371,7 +371,7 @@ class TestFaults:
             for stream, frame in ((cover, picture), (cover, None), (audio, None)):
                 container.mux(stream.encode(frame))
         text.write_text("path,label\n" * 50)
-        for path, cause in ((song, "there is no video stream in it"), (text, "it is a text file")):
+        for path, cause in ((song, "it has no video stream"), (text, "it is a text file")):
             with pytest.raises(DecodeError, match=cause):
                 read_metadata(str(path))
 
@@ -402,8 +402,8 @@ class TestFaults:
         )
         crop, size = full_frame(video)
         for packets, cause in (
-            (None, "2 of 4 wanted frames do not decode, the first is 20"),
-            (lying.packets, "2 wanted frames, from frame 20 on, are damaged"),
+            (None, "2 of 4 requested frames do not decode, the first is 20"),
+            (lying.packets, "2 requested frames, from frame 20 on, are damaged"),
         ):
             with pytest.raises(DecodeError, match=cause):
                 decode_views(replace(lying, packets=packets), [(np.array([3, 19, 20, 21]), crop)], size)

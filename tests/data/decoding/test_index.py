@@ -227,5 +227,5 @@ def test_a_row_that_points_outside_of_its_file_is_passed_over(clip):
     for name, value in (("order", 10**6), ("starts", -1), ("sizes", -5), ("positions", -1)):
         array = getattr(table, name).copy()
         array[-1] = value
-        with pytest.raises(ValueError, match="not what reading a file finds"):
+        with pytest.raises(ValueError, match="values that no file has"):
             unpack(clip, pack(replace(video, packets=replace(table, **{name: array}))))

@@ -112,7 +112,7 @@ def test_outside_of_a_worker_nothing_happens():
     [
         (-11, "crashed: signal 11 (SIGSEGV)"),
         (-7, "crashed: signal 7 (SIGBUS)"),
-        (-9, "killed: signal 9 (SIGKILL), perhaps for want of memory"),
+        (-9, "killed: signal 9 (SIGKILL), perhaps because memory ran out"),
         (-14, "hung: over 2.5 s"),
         (-40, "crashed: signal 40"),
         (1, "crashed: exit status 1"),

@@ -68,7 +68,7 @@ def test_whatever_one_item_does_the_others_get_their_result(act):
 
 def test_the_last_item_may_crash_and_the_first_too(act):
     outcomes = by_item(guarded(act, [("signal", 9)], num_workers=4, time_limit=9))
-    assert outcomes == {("signal", 9): (None, "killed: signal 9 (SIGKILL), perhaps for want of memory")}
+    assert outcomes == {("signal", 9): (None, "killed: signal 9 (SIGKILL), perhaps because memory ran out")}
 
 
 def test_sound_items_share_their_processes(act):

@@ -191,7 +191,7 @@ FATAL = [
     (by_signal(signal.SIGSEGV), SEGV),
     (leave, "crashed: exit status 3"),
     (hang, "hung: over 1 s"),
-    (by_signal(signal.SIGKILL), "killed: signal 9 (SIGKILL), perhaps for want of memory"),
+    (by_signal(signal.SIGKILL), "killed: signal 9 (SIGKILL), perhaps because memory ran out"),
 ]
 
 
@@ -213,7 +213,7 @@ class TestTraining:
         videos = Videos(folder(), True, {at(2): once(by_signal(number))})
         assert same(train(videos), alone(Videos(folder(), True, {})))
         assert videos.quarantine.blamed == []
-        assert f"with {videos.path(at(2))}; the file is tried once more" in caplog.text
+        assert f"while it was reading {videos.path(at(2))}; the file is tried once more" in caplog.text
 
     @pytest.mark.parametrize("places", [(1, 5), (0, 1), (60, 119), (119,)])
     def test_several_culprits(self, folder, places):

@@ -166,7 +166,7 @@ class TestBlame:
         path.write_text('\n{"path": "x.mp4", "cau')
         Quarantine(path, "train").blame(video, "a", 0)
         assert [entry.path for entry in Quarantine(path, "train").blamed] == [video]
-        assert 'q: a line that is no entry is passed over: b\'{"path"' in caplog.text
+        assert 'q: skipping a line that is no entry: b\'{"path"' in caplog.text
 
     def test_odd_names(self, tmp_path):
         odd = os.fsdecode(b"caf\xe9 \xff\n.mp4")
@@ -210,8 +210,9 @@ class TestLosses:
         assert quarantine.blamed == []
         assert losses.add(-signal.SIGALRM, video, 5)
         assert quarantine.blamed == [Entry("", video, "hung: over 60 s", 5, 4, 1_000)]
-        first = f"a worker process was lost (crashed: signal 11 (SIGSEGV)) with {video}; the file is tried once more"
-        last = f"{video} ended two worker processes (hung: over 60 s); this run reads it no more"
+        lost = "a worker process was lost (crashed: signal 11 (SIGSEGV))"
+        first = f"{lost} while it was reading {video}; the file is tried once more"
+        last = f"{video} ended two worker processes (hung: over 60 s); this run does not read it again"
         assert [record.getMessage() for record in caplog.records] == [first, first, last]
 
     def test_files_that_are_blamed_do_not_end_the_run(self):
@@ -230,13 +231,13 @@ class TestLosses:
             losses.add(3, None, 99)
         assert str(caught.value) == (
             "17 worker processes were lost within an hour, and no file ended two of them; the last:\n"
-            "  killed: signal 9 (SIGKILL), perhaps for want of memory, with 12.mp4\n"
-            "  killed: signal 9 (SIGKILL), perhaps for want of memory, with 13.mp4\n"
-            "  killed: signal 9 (SIGKILL), perhaps for want of memory, with 14.mp4\n"
-            "  killed: signal 9 (SIGKILL), perhaps for want of memory, with 15.mp4\n"
-            "  crashed: exit status 3, with no file in hand\n"
-            "Where they were killed, memory ran out: lower trainer.num_workers or trainer.batch_size. Where they "
-            "hung, storage stood still, or data.decode_timeout_s is too short. Where they crashed, "
+            "  killed: signal 9 (SIGKILL), perhaps because memory ran out, while reading 12.mp4\n"
+            "  killed: signal 9 (SIGKILL), perhaps because memory ran out, while reading 13.mp4\n"
+            "  killed: signal 9 (SIGKILL), perhaps because memory ran out, while reading 14.mp4\n"
+            "  killed: signal 9 (SIGKILL), perhaps because memory ran out, while reading 15.mp4\n"
+            "  crashed: exit status 3, while reading no file\n"
+            "If they were killed, memory ran out: lower trainer.num_workers or trainer.batch_size. If they "
+            "hung, storage was too slow, or data.decode_timeout_s is too short. If they crashed, "
             "trainer.num_workers=0 shows the error"
         )
 

@@ -257,7 +257,7 @@ def test_names_that_are_no_utf8_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"'train': .* 'caf\\udce9' .* rename it"):
         ClassFolders(root).manifests()
     (tmp_path / "names.txt").write_bytes(b"run\ncaf\xe9\n")
-    with pytest.raises(UserError, match=r"names.txt: .* 'caf\\udce9' .*no UTF-8"):
+    with pytest.raises(UserError, match=r"names.txt: .* 'caf\\udce9' .*not UTF-8"):
         class_list(str(tmp_path / "names.txt"))
     (tmp_path / "names.txt").write_bytes("run\ncafé\n".encode("utf-16"))
     assert class_list(str(tmp_path / "names.txt")) == ("run", "café")
@@ -273,5 +273,5 @@ def test_files_in_the_other_form_are_told(tmp_path):
     with pytest.raises(UserError, match="missing, such as .*Unicode's forms"):
         check_present(found, "is the root right?", print)
     found = {"train": Manifest([Record(f"{tmp_path}/caf\udce9.mp4", 0, "1")], ["run"])}
-    with pytest.raises(UserError, match="bytes that are no UTF-8"):
+    with pytest.raises(UserError, match="bytes that are not UTF-8"):
         check_present(found, "is the root right?", print)

@@ -355,7 +355,7 @@ def test_encodings_of_spreadsheets(listing, encoding, delimiter):
 def test_latin_1_is_named(listing):
     with pytest.raises(UserError, match=r"csv:2: .*'caf\\udce9' .*iconv -f latin1"):
         listing(b"a.mp4,run\nb.mp4,caf\xe9\n").manifests()
-    with pytest.raises(UserError, match=r"val.csv:1: .*'caf\\udce9' .*no UTF-8"):
+    with pytest.raises(UserError, match=r"val.csv:1: .*'caf\\udce9' .*not UTF-8"):
         listing("a.mp4,run\nb.mp4,jump\n", b"o.mp4,caf\xe9\n").manifests()
     with pytest.raises(UserError, match="no UTF-16, .*; save it as UTF-8"):
         listing(b"\xff\xfea\x00b").manifests()

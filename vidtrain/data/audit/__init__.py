@@ -1,8 +1,8 @@
-"""What is wrong with a dataset: manifests enter, findings in plain values leave. Read summary.py first.
+"""Finds problems of a dataset: manifests enter, findings in plain values leave. Read summary.py first.
 
-duplicates.py   videos that look alike
-findings.py     groups across splits, copies, and what gives a class away without a look
-full_decode.py  decoding past every error; issues of a file
-inspection.py   what there is to know of one file
-summary.py      an audit in numbers
+duplicates.py   finds similar videos
+findings.py     finds groups across splits, copies, and shortcuts: file attributes that predict the class
+full_decode.py  decodes a whole file, also after errors; lists its issues
+inspection.py   the report on one file
+summary.py      all findings of an audit as plain values
 """

@@ -1,19 +1,19 @@
-"""Finding videos that look alike: signatures of frames, and a search that does not compare all pairs.
+"""Finds similar videos by signatures of frames, without comparing all pairs.
 
-A frame's signature comes from its 32x32 picture: 64 bits, the signs of the lowest frequencies (but the mean) of its
-gray cosine transform, and its colors on a grid of 4x4. A video has the signatures of up to 32 evenly spread frames:
-then a trimmed copy has frames within a few hundredths of a second of the original's, wherever it was cut.
+A frame's signature is computed from its 32x32 picture: a hash of 64 bits, the signs of the lowest frequencies (without
+the mean) of its gray cosine transform, and its colors on a 4x4 grid. A video has the signatures of up to 32 evenly
+spread frames, so that a trimmed copy has frames within a few hundredths of a second of the original's.
 
-Each frame of a video is compared with the other's frame of the nearest hash. The better half of the frames counts, of
-the video that fits better into the other; so copies that share only a part are near, too. Near duplicates are those
-whose mean distances in bits and in color both keep within their bounds.
+Each frame of a video is compared with the frame of the other video that has the nearest hash. Only the better half of
+the frames counts, in the direction that fits better; so copies that share only a part are found, too. Near duplicates
+are pairs whose mean distances in bits and in colors are both within their bounds.
 
-The bounds rest on 400 UCF-101 clips of 5 classes and 9 altered copies each of 60 of them (heavily re-encoded, halved,
-doubled, squeezed to a square, at 12 frames/s, 20 % cut off either end, 13 % and 10 % off both, the middle half). All
-540 copies lie within 4.9 bits and 4.0 levels of their original; none of 64,000 pairs of different classes lies within
-10.6 bits. Of 15,247 pairs of one class but different groups 12 are found, all of the same recording; the nearest that
-is not lies at 8.1 bits. Pictures of one plain shape are too simple: of 1100 such videos, all different, 66 pairs are
-found. Not found are mirrored, much brighter or darker, and framed copies, and uniform pictures such as black ones.
+The bounds were measured on 400 UCF-101 clips of 5 classes and 9 altered copies of 60 of them (strongly re-encoded,
+halved, doubled, squeezed to a square, at 12 frames/s, 20 % cut from either end, 13 % and 10 % from both, the middle
+half). All 540 copies are within 4.9 bits and 4.0 levels of their original; none of 64,000 pairs of different classes is
+within 10.6 bits. Of 15,247 pairs of the same class but different groups, 12 are reported, all of the same recording;
+the nearest other pair is at 8.1 bits. Very simple pictures give false matches: among 1100 different videos of a plain
+shape, 66 pairs are reported. Mirrored, much brighter or darker, and framed copies are not found, nor uniform pictures.
 """
 
 import base64
@@ -22,28 +22,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FRAMES = 32  # that a signature is made of
-PICTURE = 32  # pixels a side
-GRID = 4  # colors a side
+FRAMES = 32  # frames of a signature
+PICTURE = 32  # pixels: the side of a picture
+GRID = 4  # the side of the grid of colors
 MAX_DISTANCE = 6.5  # bits of 64
 MAX_COLOR_DISTANCE = 6.0  # levels of 256
-LEAST_CONTRAST = 4.0  # gray levels of 256; the hash of a picture with less would be one of its noise
-# Videos are compared where some frame of one differs from some frame of the other by at most 3 bits: one of 4 bands
-# of 16 bits is then the same in both. None of the 540 copies above is lost by this.
+LEAST_CONTRAST = 4.0  # gray levels of 256; with less contrast, the hash would only describe noise
+# Videos are compared only if a frame of one differs from a frame of the other by at most 3 bits: then at least one of 4
+# bands of 16 bits is equal in both. This loses none of the 540 copies above.
 BANDS = 4
 FRAME_DISTANCE = BANDS - 1
-BLOCK = 1 << 22  # pairs compared at once
+BLOCK = 1 << 22  # pairs that are compared at once
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 # The first 12 rows of the type-II cosine transform of 32 values, without its scale
 COSINES = np.cos(np.pi * (2 * np.arange(PICTURE) + 1) * np.arange(12)[:, None] / (2 * PICTURE))
-# Where the 64 lowest frequencies but the mean stand, dealt out so that every band gets low and high ones
+# Indices of the 64 lowest frequencies without the mean, distributed so that every band has low and high ones
 DOWN, ACROSS = np.mgrid[:12, :12]
 LOWEST = np.lexsort((DOWN.ravel(), (DOWN + ACROSS).ravel()))[1:65].reshape(-1, BANDS).T.ravel()
 
 
 @dataclass(frozen=True, eq=False)
 class Signature:
-    """What frames look like: `hashes` uint64 [n] and `colors` uint8 [n 48]."""
+    """The signatures of n frames: `hashes` uint64 [n] and `colors` uint8 [n 48]."""
 
     hashes: np.ndarray
     colors: np.ndarray
@@ -64,7 +64,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two videos, by index, that look alike; `distance` in bits a frame."""
+    """Two similar videos, by index; `distance` is in bits per frame."""
 
     first: int
     second: int
@@ -86,7 +86,8 @@ def sign(pictures: np.ndarray) -> Signature:
 
 
 def near_duplicates(videos: Sequence[Signature], max_distance: float = MAX_DISTANCE) -> list[Pair]:
-    """Pairs of videos within `max_distance` bits, nearest first. Two of their frames must differ by 3 bits at most."""
+    """Pairs of videos within `max_distance` bits, nearest first. At least one pair of their frames must be within 3
+    bits."""
     pairs = []
     for first, second in _candidates([video.hashes for video in videos]):
         bits, levels = distance(videos[first], videos[second])
@@ -96,13 +97,13 @@ def near_duplicates(videos: Sequence[Signature], max_distance: float = MAX_DISTA
 
 
 def distance(first: Signature, second: Signature) -> tuple[float, float]:
-    """Mean bits and mean color levels by which the better half of a video's frames differ from the other's."""
+    """The distance of two videos: mean bits and mean color levels over the better half of frames (see the module)."""
     bits = _bit_count(first.hashes[:, None] ^ second.hashes[None])
     return min(_fit(bits, first.colors, second.colors), _fit(bits.T, second.colors, first.colors))
 
 
 def _fit(bits: np.ndarray, colors: np.ndarray, other_colors: np.ndarray) -> tuple[float, float]:
-    """How the frames of the rows fit into those of the columns."""
+    """The distance of the frames in rows to their nearest frames in columns, over the better half."""
     nearest = bits.argmin(axis=1)
     least = bits.min(axis=1)
     half = np.argsort(least, kind="stable")[: (len(least) + 1) // 2]
@@ -111,14 +112,14 @@ def _fit(bits: np.ndarray, colors: np.ndarray, other_colors: np.ndarray) -> tupl
 
 
 def _candidates(hashes: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
-    """Pairs of videos of which two frames are close, the lower index first, each once."""
+    """Yields each pair of videos that have frames within 3 bits once, the lower index first."""
     count = len(hashes)
     videos = np.repeat(np.arange(count, dtype=np.uint64), list(map(len, hashes)))
     if not len(videos):
         return
     values, videos = np.unique(np.stack([np.concatenate(hashes), videos]), axis=1)
     videos = videos.astype(np.int64)
-    # a pair is one number: a set of tuples takes twenty times the memory
+    # a pair is stored as one number, as a set of tuples would need twenty times the memory
     pairs = [np.zeros(0, dtype=np.int64)]
     for band in range(BANDS):
         keys = (values >> np.uint64(16 * band)) & np.uint64(0xFFFF)
@@ -126,7 +127,7 @@ def _candidates(hashes: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
         for bucket in np.split(order, np.flatnonzero(np.diff(keys[order])) + 1):
             if len(bucket) < 2:
                 continue
-            # rows in blocks small enough that comparing one with the whole bucket takes bounded memory
+            # blocks of rows, so that comparing a block with the whole bucket takes bounded memory
             blocks = range(0, len(bucket), max(1, BLOCK // len(bucket)))
             for rows in np.split(bucket, blocks[1:]):
                 close = _bit_count(values[rows][:, None] ^ values[bucket][None]) <= FRAME_DISTANCE
@@ -139,20 +140,20 @@ def _candidates(hashes: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
 
 
 def _bit_count(values: np.ndarray) -> np.ndarray:
-    """Bits set in each of uint64 `values`, without np.bitwise_count, which numpy 1 lacks."""
+    """The number of bits set in each of uint64 `values`; numpy 1 has no np.bitwise_count."""
     if hasattr(np, "bitwise_count"):
         return np.bitwise_count(values)
     return np.unpackbits(values[..., None].view(np.uint8), axis=-1).sum(axis=-1)
 
 
 def clusters(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Sets of two or more of `count` things that `pairs` link, directly or by way of others."""
+    """The connected components, of two or more, of a graph with `count` nodes and the edges `pairs`."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     graph = coo_matrix((np.ones(len(first)), (first, second)), shape=(count, count))
     members: dict[int, list[int]] = {}
-    for thing, label in enumerate(connected_components(graph, directed=False)[1].tolist()):
-        members.setdefault(label, []).append(thing)
-    return [linked for linked in members.values() if len(linked) > 1]
+    for node, label in enumerate(connected_components(graph, directed=False)[1].tolist()):
+        members.setdefault(label, []).append(node)
+    return [nodes for nodes in members.values() if len(nodes) > 1]

@@ -1,5 +1,5 @@
-"""What the records of a dataset have to do with each other: groups on both sides of a split, copies, and shortcuts,
-which tell a class without a look at its pictures."""
+"""Finds relations between the records of a dataset: groups in several splits, copies, and shortcuts, which are file
+attributes that predict the class."""
 
 import logging
 from collections import Counter, defaultdict
@@ -15,11 +15,11 @@ from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.manifest.splitting import group_in, overlap
 from vidtrain.errors import UserError
 
-HALVINGS = 10  # how often videos are halved to cross-check what an attribute tells
-BINS = 10  # equal shares of the videos, that a quantity is cut into
-# Called out: what an attribute adds to the majority class, in accuracy, if it is not within the noise
+HALVINGS = 10  # number of random halvings over which a shortcut's accuracy is averaged
+BINS = 10  # a quantity is divided into this many bins, with equal shares of the videos
+# A shortcut is called out if its accuracy exceeds the majority class by this much, and by this many standard errors
 SHORTCUT_GAIN, NOISE = 0.1, 3.0
-# A value gives a class away that has it this often, where it makes the class this much more likely
+# A value gives a class away if it has at least this share of the class, and makes the class this much more likely
 MOST_OF_CLASS, LIFT = 0.5, 2.0
 
 Inspections = Mapping[str, Inspection]
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """One record of a split: a file, or from `start` to `end` (seconds) of one, and the names of its classes."""
+    """A record of a split: a file, or its part from `start` to `end` (seconds), and the names of its classes."""
 
     path: str
     split: str
@@ -40,8 +40,8 @@ class Entry:
 
 
 def entries(manifests: Mapping[str, Manifest], group_pattern: str | None = None) -> list[Entry]:
-    """Every record of every split. `group_pattern` (`group_in`) finds a record's group in its path; where it does not,
-    the source's group counts, with a warning. Raises `UserError` where it is found in no path."""
+    """All records of all splits. `group_pattern` (`group_in`) reads a record's group from its path; if it does not
+    match, the source's group is used, with a warning. Raises `UserError` if it matches no path."""
     records, unmatched = [], []
     for split, manifest in manifests.items():
         for record in manifest:
@@ -53,10 +53,10 @@ def entries(manifests: Mapping[str, Manifest], group_pattern: str | None = None)
             records.append(Entry(record.path, split, names, group, record.start, record.end))
     if group_pattern and unmatched:
         matched = len(records) - len(unmatched)
-        where = f"is found in {matched} of {len(records)} paths, and not in {unmatched[0]}"
+        where = f"matches {matched} of {len(records)} paths, and not {unmatched[0]}"
         if not matched:
             raise UserError(f"group_pattern={group_pattern} {where}")
-        logger.warning("group_pattern=%s %s; there the dataset's own groups count", group_pattern, where)
+        logger.warning("group_pattern=%s %s; for other paths the dataset's own groups are used", group_pattern, where)
     return records
 
 
@@ -68,7 +68,7 @@ def records_by_path(records: Iterable[Entry]) -> dict[str, list[Entry]]:
 
 
 def groups_across_splits(records: Iterable[Entry]) -> dict[str, dict[str, int]]:
-    """Groups that stand in more than one split, with how many records in each."""
+    """Groups in more than one split, with the number of records in each."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in records:
         counts[entry.group][entry.split] += 1
@@ -76,7 +76,7 @@ def groups_across_splits(records: Iterable[Entry]) -> dict[str, dict[str, int]]:
 
 
 def balance(records: Iterable[Entry], classes: Sequence[str], splits: Sequence[str]) -> Balance:
-    """How many records of every class are in every split; zeros are written out."""
+    """The number of records of every class in every split, including zeros."""
     counts = Counter((name, entry.split) for entry in records for name in entry.classes)
     return {name: {split: counts[name, split] for split in splits} for name in classes}
 
@@ -86,8 +86,8 @@ def balance(records: Iterable[Entry], classes: Sequence[str], splits: Sequence[s
 
 @dataclass(frozen=True)
 class Copies:
-    """Files that are alike. `kind` is "listed twice" (one file), "exact" (the same bytes) or "near"; `distance` (bits)
-    is the largest among the pairs that link them."""
+    """A set of equal or similar files. `kind` is "listed twice" (one file), "exact" (the same bytes) or "near";
+    `distance` (bits) is the largest among the pairs that link them."""
 
     kind: str
     paths: tuple[str, ...]
@@ -105,19 +105,19 @@ class Copies:
 
 
 def copies(records: Iterable[Entry], inspections: Inspections, max_distance: float) -> list[Copies]:
-    """Sets of files that are alike: those in several splits first, then exact copies, then the most alike."""
+    """Sets of equal or similar files: those in several splits first, then exact copies, then by distance."""
     by_path = records_by_path(records)
     paths = [path for path in by_path if not inspections[path].cause]
     by_digest: dict[str, list[int]] = defaultdict(list)
     for number, path in enumerate(paths):
         by_digest[inspections[path].digest].append(number)
-    firsts = [same[0] for same in by_digest.values()]
-    signatures = [Signature.from_text(inspections[paths[number]].signature) for number in firsts]
+    distinct = [same[0] for same in by_digest.values()]
+    signatures = [Signature.from_text(inspections[paths[number]].signature) for number in distinct]
     exact_links = [(same[0], other) for same in by_digest.values() for other in same[1:]]
-    near_links, distances = [], defaultdict(list)  # of each file to later ones
+    near_links, distances = [], defaultdict(list)  # distances of each file to later ones
     for pair in near_duplicates(signatures, max_distance):
-        near_links.append((firsts[pair.first], firsts[pair.second]))
-        distances[firsts[pair.first]].append(pair.distance)
+        near_links.append((distinct[pair.first], distinct[pair.second]))
+        distances[distinct[pair.first]].append(pair.distance)
     sets = []
     for members in clusters(len(paths), [*exact_links, *near_links]):
         bits_apart = [bits for number in members for bits in distances[number]]
@@ -127,7 +127,7 @@ def copies(records: Iterable[Entry], inspections: Inspections, max_distance: flo
         in_order = sorted(listed, key=lambda entry: entry.start or 0.0)
         if any(overlap(one, other) for one, other in pairwise(in_order)):
             sets.append(_copies("listed twice", (path,), by_path, 0.0))
-    return sorted(sets, key=lambda one: (not one.across_splits, one.kind == "near", one.distance, one.paths))
+    return sorted(sets, key=lambda found: (not found.across_splits, found.kind == "near", found.distance, found.paths))
 
 
 def _copies(kind: str, paths: tuple[str, ...], by_path: Mapping[str, list[Entry]], distance: float) -> Copies:
@@ -142,8 +142,8 @@ def _copies(kind: str, paths: tuple[str, ...], by_path: Mapping[str, list[Entry]
 
 @dataclass(frozen=True)
 class Giveaway:
-    """A value that tells a class: a share `of_class` of the class's videos have it, and a share `of_value` of the
-    videos that have it are of the class, which is `lift` times the class's share of all."""
+    """A value that predicts a class: a share `of_class` of the class's videos have it, and a share `of_value` of the
+    videos with this value are of the class, which is `lift` times the class's share of all videos."""
 
     name: str
     value: str
@@ -154,11 +154,11 @@ class Giveaway:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """How well an attribute of the files alone tells the class.
+    """How well a single attribute of the files predicts the class.
 
-    `accuracy` is that of guessing the most common class of a value, learned from one half of the videos and tested on
-    the other, as a mean over halvings that keep groups whole. (Leaving out one video at a time would say 0 for balanced
-    classes.) `fitted` is learned and tested on all, `baseline` is the share of the most common class.
+    `accuracy` is that of answering the most common class of a value, learned from one half of the videos and tested on
+    the other, averaged over halvings that keep groups together. (Leaving out one video at a time would give 0 for
+    balanced classes.) `fitted` is learned and tested on all videos; `baseline` is the share of the most common class.
     """
 
     attribute: str
@@ -175,7 +175,7 @@ class Shortcut:
 
 
 def attributes(inspections: Sequence[Inspection]) -> dict[str, list[str]]:
-    """By attribute, the value of every file; quantities in bins of equal shares."""
+    """The value of every file for each attribute; quantities are divided into bins."""
     return {
         "frame rate": [f"{file.rate:.2f}/s" for file in inspections],
         "frame size": [f"{file.width}x{file.height}" for file in inspections],
@@ -198,14 +198,14 @@ def _binned(values: Sequence[float], unit: float, name: str) -> list[str]:
 
 
 def shortcuts(records: Sequence[Entry], inspections: Inspections, seed: int = 0) -> list[Shortcut]:
-    """What the attributes of readable files tell of their class, best first; nothing where videos have several
-    classes, or all have the same one."""
+    """How well each attribute of readable files predicts the class, best first. Empty if videos have several classes,
+    or all have the same class."""
     readable = [entry for entry in records if not inspections[entry.path].cause]
     if len({entry.classes for entry in readable}) < 2 or any(len(entry.classes) > 1 for entry in readable):
         return []
     names = sorted({entry.classes[0] for entry in readable})
-    number = {name: place for place, name in enumerate(names)}
-    labels = np.array([number[entry.classes[0]] for entry in readable])
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = np.array([numbers[entry.classes[0]] for entry in readable])
     groups = np.unique([entry.group for entry in readable], return_inverse=True)[1]
     rng = np.random.default_rng(seed)
     halves = [_half(labels, groups, rng) for _ in range(HALVINGS)]
@@ -238,19 +238,19 @@ def _shortcut(
 
 
 def _right_guesses(values: np.ndarray, labels: np.ndarray, others: np.ndarray, of_others: np.ndarray) -> int:
-    """How many of the others are of the class most common with their value (the first of equals), or most common at
-    all where no video of `values` has it."""
+    """How many of `others` have the class that is most common for their value among `values` (the first of equal ones),
+    or the most common class of all if no video has their value."""
     otherwise = int(np.bincount(labels).argmax())
     counts = Counter(zip(values.tolist(), labels.tolist(), strict=True))
-    rarest_first = sorted(counts, key=lambda pair: (counts[pair], -pair[1]))  # what is written last stays
+    rarest_first = sorted(counts, key=lambda pair: (counts[pair], -pair[1]))  # the last entry of a value stays
     most_common = dict(rarest_first)
     pairs = zip(others.tolist(), of_others.tolist(), strict=True)
     return sum(most_common.get(value, otherwise) == label for value, label in pairs)
 
 
 def _half(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random half of the videos, bool [n], of whole groups and with about half of every class. With uneven halves
-    guessing would look worse than it is."""
+    """A random half of the videos, bool [n], that keeps groups together and has about half of every class. With uneven
+    halves the accuracy would be underestimated."""
     sizes = np.bincount(groups)
     class_of = np.zeros(len(sizes), dtype=np.int64)
     class_of[groups] = labels

@@ -1,19 +1,19 @@
-"""Decoding a file from end to end and past every error, to see what is wrong with it and what it looks like.
+"""Decodes a whole file, also after errors, to find its issues and to compute its signature.
 
 An issue is its kind and a text:
 
-truncated          fewer frames than the file says it has
-damaged            decoding meets errors: frames are missing or partly made up
-frame count        the header states another number of frames than there are
-rate               no frame rate, or one that no camera takes
+truncated          fewer frames than the file states
+damaged            decoding reports errors: frames are missing or partly made up by the decoder
+frame count        the header states another number of frames than the file has
+rate               no frame rate, or an implausible one
 variable rate      frames are not evenly spaced in time
 times              frames without a time, or not in the order of time
 size changes       the picture changes its size: frames are scaled to the first one's
-format changes     pixel format or color range change: each frame is read by its own
-non-square pixels  taken as square, unless clip.sample_aspect=apply
-interlaced         two fields of two moments in a frame: moving edges look like combs
-HDR                a transfer function for bright displays: read as it is, pictures look pale
-no contrast        uniform pictures, such as black: near duplicates of it cannot be found
+format changes     pixel format or color range change: each frame is read with its own
+non-square pixels  read as square, unless clip.sample_aspect=apply
+interlaced         a frame has two fields of different times: moving edges look like combs
+HDR                a transfer function for bright displays: pictures look pale, as it is not converted
+no contrast        uniform pictures, such as black: near duplicates cannot be found
 """
 
 import math
@@ -36,51 +36,51 @@ from vidtrain.data.decoding.video import DecodeError, Orientation, VideoInfo, di
 
 T = TypeVar("T")
 THUMBNAIL = 160  # pixels of the longer side
-MOST_CHANGES = 1000  # of the picture's size or format that are noted
+MOST_CHANGES = 1000  # changes of the picture's size or format that are recorded
 
 
 @dataclass
 class DecodeReport:
-    """What decoding all of a file showed."""
+    """The result of decoding a whole file."""
 
-    stated_frames: int  # by the header, 0 where it says nothing; so are duration (seconds) and rate
+    stated_frames: int  # by the header, 0 if unknown; likewise duration (seconds) and rate
     stated_duration: float
     stated_rate: float
     container: str
     codec: str
     audio: bool
     pixel_format: str = ""
-    sizes: list[tuple[int, tuple[int, int]]] = field(default_factory=list)  # (width, height) from a frame on
-    formats: list[tuple[int, str]] = field(default_factory=list)  # pixel format and range from a frame on
+    sizes: list[tuple[int, tuple[int, int]]] = field(default_factory=list)  # (first frame, (width, height))
+    formats: list[tuple[int, str]] = field(default_factory=list)  # (first frame, pixel format and range)
     num_frames: int = 0
     corrupt: int = 0  # frames that the decoder partly made up
     untimed: int = 0  # frames without a time
     late: int = 0  # frames whose time is not above that of the frame before
-    interlaced: int = 0  # frames of two fields, of two moments
+    interlaced: int = 0  # frames with two fields of different times
     transfer: int = 0  # the first frame's, by ITU-T H.273
     errors: list[str] = field(default_factory=list)
     pictures: list[np.ndarray] = field(default_factory=list)  # uint8 [32 32 3], evenly spread over the video
-    thumbnail: np.ndarray | None = None  # the middle frame, uint8 [h w 3], or the first of a shorter video
+    thumbnail: np.ndarray | None = None  # the middle frame, uint8 [h w 3], or the first if the video is shorter
 
 
 def decode_all(info: VideoInfo) -> DecodeReport:
-    """Decodes a whole video. Raises `DecodeError` where the file cannot even be opened.
+    """Decodes a whole video. Raises `DecodeError` if the file cannot be opened.
 
-    The decoder conceals most damage, and says so only in its log, which therefore counts as errors.
+    The decoder conceals most damage and reports it only in its log, so messages in the log count as errors.
     """
     if info.images:
         return _decode_images(info, Pictures(info.num_frames, None))
     report = decode_file(info.path, Pictures(info.num_frames, info.orientation), info.max_pixels)
-    if info.packets is not None:  # a header may count the two fields of a frame
+    if info.packets is not None:  # the header may count both fields of a frame
         report.stated_frames = max(0, report.stated_frames - int(info.packets.second.sum()))
     return report
 
 
 def decode_file(path: str, pictures: "Pictures", max_pixels: int) -> DecodeReport:
-    """As `decode_all`, for a video file of which nothing is known."""
+    """`decode_all` for a video file without a `VideoInfo`."""
     with ffmpeg_errors() as log, opened(path, max_pixels) as (container, stream):
         report = _stated(container, stream)
-        senders = (stream.codec_context.name, container.format.name)  # not the decoders of sound
+        senders = (stream.codec_context.name, container.format.name)  # messages of audio decoders are ignored
         _look(_frames(container, stream, report), pictures, report)
     report.errors += [message.strip() for _, sender, message in log if sender in senders]
     return report
@@ -99,7 +99,7 @@ def _images(info: VideoInfo, report: DecodeReport) -> Iterator[av.VideoFrame]:
     for index, path in enumerate(info.images):
         try:
             for frame, made_up in islice(frames_in_order(path, info.max_pixels), 1):
-                report.corrupt += made_up and not frame.is_corrupt  # which counts as any frame's does
+                report.corrupt += made_up and not frame.is_corrupt  # `is_corrupt` is counted in `_look`
                 frame.pts = index
                 yield frame
         except DecodeError as error:
@@ -132,7 +132,7 @@ def _note(changes: list[tuple[int, T]], index: int, value: T) -> None:
 def _stated(container: InputContainer, stream: VideoStream) -> DecodeReport:
     audio = len(container.streams.audio) > 0
     duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-    if not duration and not audio and container.duration:  # which may be that of longer sound
+    if not duration and not audio and container.duration:  # with audio, it may be the longer audio's
         duration = container.duration / av.time_base
     return DecodeReport(
         stated_frames=stream.frames,
@@ -145,7 +145,7 @@ def _stated(container: InputContainer, stream: VideoStream) -> DecodeReport:
 
 
 def _frames(container: InputContainer, stream: VideoStream, report: DecodeReport) -> Iterator[av.VideoFrame]:
-    """Every frame that the decoder gives out; errors are noted and passed over."""
+    """Yields every frame that the decoder returns; errors are recorded, and decoding continues."""
     decoder, packets = stream.codec_context, container.demux(stream)
     empty = _EmptyChunks() if container.format.name == "avi" else None
     while True:
@@ -153,14 +153,14 @@ def _frames(container: InputContainer, stream: VideoStream, report: DecodeReport
             packet = next(packets, None)
         except av.FFmpegError as error:
             report.errors.append(str(error.strerror))
-            packet = None  # what the decoder still holds is asked for
+            packet = None  # flushes the decoder
         if packet is not None and empty is not None:
             empty.look(packet)
         if packet is not None and packet.is_discard:
-            report.stated_frames -= min(1, report.stated_frames)  # counted by the header, but not to be shown
+            report.stated_frames -= min(1, report.stated_frames)  # the header counts it, but it is not shown
         try:
             yield from decoder.decode(packet)
-        except EOFError:  # demuxing has already asked it for what it held
+        except EOFError:  # the decoder was already flushed
             packet = None
         except av.FFmpegError as error:
             report.errors.append(str(error.strerror))
@@ -171,7 +171,7 @@ def _frames(container: InputContainer, stream: VideoStream, report: DecodeReport
 
 
 class _EmptyChunks:
-    """Counts the chunks of an AVI without a picture: each makes the picture before stay for another interval."""
+    """Counts the empty chunks of an AVI: each shows the previous picture for another interval."""
 
     def __init__(self) -> None:
         self._packets = self._empty = self._widest = 0
@@ -189,16 +189,17 @@ class _EmptyChunks:
     def among(self, stated: int) -> int:
         """How many of the header's `stated` frames are empty chunks.
 
-        Behind the last picture at most as many are believed as stand between two pictures; more means a cut file.
+        Frames that are missing after the last picture count as empty chunks only if there are no more than in the
+        widest gap between two pictures; otherwise the file was cut.
         """
-        behind = max(0, stated - self._packets - self._empty)
-        return min(stated, self._empty + (behind if behind <= self._widest else 0))
+        missing_at_end = max(0, stated - self._packets - self._empty)
+        return min(stated, self._empty + (missing_at_end if missing_at_end <= self._widest else 0))
 
 
 class Pictures:
-    """Small upright pictures: of frames evenly spread over `num_frames`, and of the middle one.
+    """Collects small upright pictures: of frames evenly spread over `num_frames`, and of the middle frame.
 
-    They are turned by `orientation`; where it is None, as each frame says itself.
+    They are rotated by `orientation`, or if it is None, by that of each frame.
     """
 
     def __init__(self, num_frames: int, orientation: Orientation | None):
@@ -216,7 +217,7 @@ class Pictures:
         return displayed_size(frame.width, frame.height, self._way(frame))
 
     def look(self, frame: av.VideoFrame, index: int) -> None:
-        """Takes the next frame, number `index`."""
+        """Processes the next frame, which has the number `index`."""
         if index in self._wanted:
             self.spread.append(self._small(frame, PICTURE, PICTURE))
         if index in (0, self._middle):
@@ -229,16 +230,16 @@ class Pictures:
         return np.ascontiguousarray(self._way(frame).turned(small.to_ndarray()))
 
 
-# --- what is broken or odd about a file that can be read -------------------------------------------------------
+# --- issues of readable files ----------------------------------------------------------------------------------
 
-HIGHEST_RATE = 240.0  # frames per second that a camera is believed to take
-# A rate is called variable where more than this share of its intervals is off by more than this part of the median
+HIGHEST_RATE = 240.0  # frames per second: the highest plausible frame rate
+# A rate is variable if more than this share of its intervals differ by more than this share of the median
 VARIABLE_SHARE, VARIABLE_PART = 0.02, 0.25
 LONGEST_INTERVAL = 1.0  # seconds without a new frame
-# A file is called truncated where more frames, or more seconds, are missing at its end than these
+# A file is truncated if more frames, or more seconds, than these are missing at its end
 SLACK_FRAMES, SLACK_SHARE = 2, 0.01
 SLACK_SECONDS, SLACK_DURATION = 0.5, 0.05
-NAMED = 3  # sizes or formats of a video
+NAMED = 3  # sizes or formats that a text lists
 HDR = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}  # transfer functions of ITU-T H.273
 
 Issue = tuple[str, str]
@@ -247,8 +248,8 @@ Issue = tuple[str, str]
 def find_issues(
     info: VideoInfo, report: DecodeReport, rate: float, duration: float, refused: int, has_contrast: bool
 ) -> tuple[Issue, ...]:
-    """All issues of a file. `rate` (frames per second) and `duration` (seconds) are those of the whole video;
-    training refuses `refused` of its frames."""
+    """All issues of a file. `rate` (frames per second) and `duration` (seconds) are those of the whole video; `refused`
+    is the number of its frames that training refuses."""
     issues = [
         *_missing_frames(info, report, duration, refused),
         *_odd_times(info, report, rate),
@@ -266,14 +267,14 @@ def _missing_frames(info: VideoInfo, report: DecodeReport, duration: float, refu
         return [("truncated", joined(f"{report.num_frames} of {stated} frames", first))]
     if report.stated_duration - duration > max(SLACK_SECONDS, SLACK_DURATION * duration):
         return [("truncated", joined(f"{duration:.1f} of {report.stated_duration:.1f} s", first))]
-    # Matroska's word for it
+    # Matroska reports a truncated file with this word
     if not report.stated_duration and any("prematurely" in error for error in report.errors):
         return [("truncated", first)]
     if report.errors or report.corrupt or report.num_frames < info.num_frames:
-        lost = f"frames lost: {max(0, info.num_frames - report.num_frames)}, partly made up: {report.corrupt}"
+        damage = f"frames lost: {max(0, info.num_frames - report.num_frames)}, partly made up: {report.corrupt}"
         if refused:
-            lost += f", refused with those that depend on them: {refused} of {info.num_frames}"
-        return [("damaged", joined(lost, first))]
+            damage += f", refused with those that depend on them: {refused} of {info.num_frames}"
+        return [("damaged", joined(damage, first))]
     if report.stated_frames not in (0, report.num_frames):
         return [("frame count", f"the header says {report.stated_frames}, there are {report.num_frames}")]
     return []
@@ -289,7 +290,7 @@ def _odd_times(info: VideoInfo, report: DecodeReport, rate: float) -> Iterator[I
         if off.mean() > VARIABLE_SHARE or longest > max(LONGEST_INTERVAL, 2 * usual):
             spread = f"{1000 * intervals.min():.0f} to {1000 * longest:.0f} ms"
             yield "variable rate", f"{spread} from frame to frame, mostly {1000 * usual:.0f}"
-    if (report.untimed or report.late) and report.container != "avi":  # which has no times of presentation
+    if (report.untimed or report.late) and report.container != "avi":  # AVI has no presentation times
         yield "times", f"{report.untimed} frames without a time, {report.late} not after the one before"
 
 
@@ -303,7 +304,7 @@ def _changes(report: DecodeReport) -> Iterator[Issue]:
 
 
 def _odd_pictures(info: VideoInfo, report: DecodeReport) -> Iterator[Issue]:
-    """What is sound, and not what models have mostly been trained on."""
+    """Issues of undamaged files that differ from usual training videos."""
     if info.aspect != 1:
         square = info.with_square_pixels()
         shape = f"{info.width}x{info.height} pixels of {info.aspect.numerator}:{info.aspect.denominator}"
@@ -315,7 +316,7 @@ def _odd_pictures(info: VideoInfo, report: DecodeReport) -> Iterator[Issue]:
 
 
 def first_error(errors: list[str]) -> str:
-    """The first error, which later ones mostly follow from, and how many there are."""
+    """The first error, which usually causes the others, and the number of others."""
     return f"{errors[0]} (and {len(errors) - 1} more errors)" if len(errors) > 1 else "".join(errors)
 
 

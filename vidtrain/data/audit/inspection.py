@@ -1,4 +1,4 @@
-"""What there is to know of one video file: whether and how far it can be read, its shape, and what it looks like."""
+"""Inspects one video file: whether and how far it can be read, its properties, and its signature."""
 
 import hashlib
 import os
@@ -30,22 +30,22 @@ from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, VideoInfo
 from vidtrain.data.stores.files import file_status
 from vidtrain.data.stores.places import is_plain
 
-FORMAT = 6  # of an `Inspection`; a file inspected under another is inspected anew
-READ_ALONE = 4  # frames, evenly spread
-Job = tuple[str, float | None, int, str]  # path, frame rate, pixels at most, size changes
+FORMAT = 6  # version of an `Inspection`; files with another version in the ledger are inspected again
+READ_ALONE = 4  # number of evenly spread frames that are decoded by random access
+Job = tuple[str, float | None, int, str]  # path, frame rate, max_pixels, size_changes
 OF_INFO = ("width", "height", "rotation", "mirrored")
 OF_REPORT = ("num_frames", "stated_frames", "container", "codec", "pixel_format", "audio")
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A report on one file. `cause` says why it cannot be read; then only `size` and `digest` are known.
+    """The report on one file. `cause` says why it cannot be read; then only `size` and `digest` are known.
 
-    `issues` are kind and text, see full_decode.py. `size` is in bytes, `duration` in seconds, `rate` in
-    frames per second over the whole video. `width` and `height` are as displayed, `rotation` and `mirrored` as in
-    `Orientation`, `sample_aspect` is the shape of a displayed pixel, such as 16:15. `stated_frames` is the header's
-    count, 0 where it has none. `digest` is the BLAKE2b hash of the bytes in hexadecimal, `signature` what the frames
-    look like (`duplicates.Signature.to_text`). `thumbnail` names a JPEG file, or is empty.
+    `issues` are (kind, text), see full_decode.py. `size` is in bytes, `duration` in seconds, `rate` in frames per
+    second over the whole video. `width` and `height` are as displayed, `rotation` and `mirrored` as in `Orientation`;
+    `sample_aspect` is the shape of a displayed pixel, such as 16:15. `stated_frames` is the header's count, 0 if it has
+    none. `digest` is the hexadecimal BLAKE2b hash of the bytes, `signature` that of the frames
+    (`duplicates.Signature.to_text`). `thumbnail` is the name of a JPEG file, or empty.
     """
 
     size: int
@@ -70,7 +70,7 @@ class Inspection:
 
     @classmethod
     def of_failure(cls, path: str, cause: str) -> "Inspection":
-        """Of a file whose inspection crashed or hung."""
+        """The report on a file whose inspection crashed or hung."""
         return cls(max(0, _stamp(path)[0]), cause)
 
 
@@ -88,11 +88,11 @@ def inspect_video(
     max_pixels: int = MAX_PIXELS,
     size_changes: str = "scale",
 ) -> Inspection:
-    """Reads and decodes the whole file at `path`; what is wrong with it is in the result.
+    """Reads and decodes the whole file at `path`; problems are reported in the result.
 
-    The video index at `index` learns what reading the file later needs. A picture goes into the folder `thumbnails`.
-    With a `frame_rate` the video is a folder of images. A file counts as unreadable where readers would refuse it:
-    for pictures of more than `max_pixels`, or for `size_changes`.
+    The file's metadata are added to the video index at `index`, and a picture is written into the folder `thumbnails`.
+    With a `frame_rate` the video is a folder of images. A file counts as unreadable if readers would refuse it because
+    of `max_pixels` or `size_changes`.
     """
     with ffmpeg_errors() as log:
         try:
@@ -128,9 +128,10 @@ def inspect_video(
 
 
 def _count_refused(info: VideoInfo, report: DecodeReport, size_changes: str) -> int:
-    """How many frames training, evaluation and prediction refuse. Raises `DecodeError` where they refuse the video.
+    """The number of frames that training, evaluation and prediction refuse. Raises `DecodeError` if they refuse the
+    video.
 
-    A few frames are read alone, as training does; those at which size or format change are among them.
+    A few frames are decoded by random access, as in training, including those at which size or format change.
     """
     if size_changes == "refuse" and len(report.sizes) > 1:
         index, (width, height) = report.sizes[1]
@@ -148,8 +149,8 @@ def _count_refused(info: VideoInfo, report: DecodeReport, size_changes: str) -> 
 
 
 def _unreadable(path: str, cause: str, thumbnails: Path | None, max_pixels: int) -> Inspection:
-    """The report on a file that cannot be read: the cause, how many frames a decoder that passes over every error
-    gives, and the first of them as a picture."""
+    """The report on a file that cannot be read: the cause, the number of frames that can be decoded if errors are
+    ignored, and the first of them as a picture."""
     try:
         size = file_status(path).size
         if is_plain(path) and not os.path.isfile(path):
@@ -158,7 +159,7 @@ def _unreadable(path: str, cause: str, thumbnails: Path | None, max_pixels: int)
     except OSError:
         return Inspection(size=0, cause=cause)
     thumbnail = ""
-    with suppress(DecodeError):  # it cannot even be opened: the cause says so
+    with suppress(DecodeError):  # the file cannot be opened, as `cause` says
         report = decode_file(path, Pictures(num_frames=0, orientation=None), max_pixels)
         thumbnail = _thumbnail(path, report, thumbnails)
         if report.num_frames:
@@ -168,7 +169,7 @@ def _unreadable(path: str, cause: str, thumbnails: Path | None, max_pixels: int)
 
 
 def _thumbnail(path: str, report: DecodeReport, folder: Path | None) -> str:
-    """Writes the picture of a file; returns its name."""
+    """Writes the thumbnail of a file; returns its name."""
     if folder is None or report.thumbnail is None:
         return ""
     name = hashlib.blake2b(os.fsencode(path), digest_size=12).hexdigest() + ".jpg"
@@ -177,7 +178,7 @@ def _thumbnail(path: str, report: DecodeReport, folder: Path | None) -> str:
 
 
 def _rate_and_duration(info: VideoInfo, report: DecodeReport) -> tuple[float, float]:
-    """The last frame is taken to stay as long as frames do on average."""
+    """Frames per second and seconds of a video; the last frame is assumed to last as long as the average frame."""
     times = info.timestamps
     rate = report.stated_rate
     if len(times) > 1 and times[-1] > times[0]:
@@ -188,9 +189,9 @@ def _rate_and_duration(info: VideoInfo, report: DecodeReport) -> tuple[float, fl
 class KnownFiles:
     """Inspections of an earlier audit, from the rows of its ledger.
 
-    A file is known by path, size and time of modification. A file that hung is read again under a longer `timeout_s`
-    (seconds), with `retry` every one that could not be read, and with other `size_changes` every one whose picture
-    changes its size.
+    A file is identified by path, size and modification time. Some files are inspected again: those that hung, if
+    `timeout_s` (seconds) is longer now; unreadable ones with `retry`; those whose picture changes its size, if
+    `size_changes` differs.
     """
 
     def __init__(self, rows: Iterable[dict[str, Any]], timeout_s: float, retry: bool, size_changes: str):
@@ -198,12 +199,12 @@ class KnownFiles:
         self._timeout_s, self._retry, self._size_changes = timeout_s, retry, size_changes
 
     def find(self, path: str) -> Inspection | None:
-        """The inspection of the file as it is now; None where it must be read."""
+        """The stored inspection of the file, or None if it must be inspected."""
         row = self._rows.get(path)
         if row is None or (row["stamp"], row["format"]) != (_stamp(path), FORMAT):
             return None
         stored = row["found"]
-        bounded = "data.max_pixels" in stored["cause"]  # which may be another by now
+        bounded = "data.max_pixels" in stored["cause"]  # the limit may have changed since
         longer = row["hung"] and self._timeout_s > row["time_limit"]
         if stored["cause"] and (self._retry or bounded or longer):
             return None
@@ -226,8 +227,8 @@ class KnownFiles:
 
 
 def _stamp(path: str) -> list[int]:
-    """Size and time of modification, by which a changed file is known."""
+    """Size and modification time, by which a changed file is recognized."""
     try:
         return list(file_status(path))
-    except OSError:  # reading the file finds the cause
+    except OSError:  # reading the file reports the cause
         return [-1, -1]

@@ -1,4 +1,4 @@
-"""An audit in numbers: what was found of a dataset and its files, as plain values for JSON, CSV and the page."""
+"""Summarizes an audit: all findings as plain values for JSON, CSV and the page."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,10 +21,10 @@ from vidtrain.data.audit.inspection import Inspection
 from vidtrain.data.stores.places import absolute, common_folder, relative
 from vidtrain.files.escaping import csv_text
 
-SAMPLES = 6  # files shown of a class
+SAMPLES = 6  # files of a class that are shown
 HISTOGRAM_BINS = 24
-MOST_VALUES = 8  # of rates and sizes; rarer ones are taken together
-BROKEN = ("truncated", "damaged")  # issues for which part of a file is lost
+MOST_VALUES = 8  # frame rates and sizes that are shown; rarer ones are counted as other
+BROKEN = ("truncated", "damaged")  # issues with which part of a file is lost
 MEANINGS = {
     "max_unreadable_share": "share of files that cannot be read",
     "max_damaged_share": "share of files that are truncated or damaged",
@@ -45,7 +45,7 @@ Plain = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a dataset may have at most; None is no bound. Shares are of all files."""
+    """Upper bounds for the findings of a dataset; None is no bound. Shares are those of all files."""
 
     max_unreadable_share: float | None
     max_damaged_share: float | None
@@ -62,10 +62,10 @@ def summarize(
     max_distance: float,
     bounds: Bounds,
 ) -> Plain:
-    """All findings. `classes` gives their order; `inspections` holds every path of `records`."""
+    """All findings, in the order of `classes`; `inspections` must hold every path of `records`."""
     splits = list(dict.fromkeys(entry.split for entry in records))
     by_path = records_by_path(records)
-    root = common_folder(by_path)  # paths are shown below it
+    root = common_folder(by_path)  # paths are shown relative to it
     readable = [entry for entry in records if not inspections[entry.path].cause]
 
     def describe(path: str) -> Plain:
@@ -117,7 +117,7 @@ def summarize(
 
 
 def table(records: Sequence[Entry], inspections: Inspections, summary: Plain) -> str:
-    """A row for every record as CSV, with the number of the set of alike files that it is in."""
+    """A CSV table with a row for every record, including the number of the set of copies that holds it."""
     copies_by_number = enumerate(summary["copies"], start=1)
     sets = {file["path"]: number for number, same in copies_by_number for file in same["files"]}
     rows: list[tuple[Any, ...]] = [(*COLUMNS, *MEASURED)]
@@ -132,10 +132,10 @@ def table(records: Sequence[Entry], inspections: Inspections, summary: Plain) ->
 
 
 def _empty_cuts(listed: Sequence[Entry], inspection: Inspection) -> list[tuple[str, str]]:
-    """Issues of records that begin behind the end of their file."""
+    """Issues of records that start after the end of their file."""
     starts = [entry.start for entry in listed if entry.start is not None and not inspection.cause]
-    behind = [start for start in starts if start >= inspection.duration]
-    return [("cut behind the end", f"from {start:g} s of {inspection.duration:g} s") for start in behind]
+    after_end = [start for start in starts if start >= inspection.duration]
+    return [("cut behind the end", f"from {start:g} s of {inspection.duration:g} s") for start in after_end]
 
 
 def _short(path: str, root: str) -> str:
@@ -143,7 +143,7 @@ def _short(path: str, root: str) -> str:
 
 
 def _describe(listed: Sequence[Entry], inspection: Inspection, root: str) -> Plain:
-    """What is shown of a file; `listed` are its records."""
+    """The description of a file on the page; `listed` are its records."""
     shape = f"{inspection.width}x{inspection.height}, {inspection.rate:.4g}/s, {inspection.duration:.1f} s"
     return {
         "path": _short(listed[0].path, root),
@@ -204,7 +204,8 @@ def _most_common(values: Iterable[str]) -> str:
 
 
 def _distributions(readable: list[Entry], classes: Sequence[str], inspections: Inspections) -> list[Plain]:
-    """How often each value, or bin of values, is in each class: `labels` [n] and `counts` {class: [n]}."""
+    """For each attribute, how often its values (or bins) occur in each class: `labels` [n] and `counts` {class:
+    [n]}."""
     if not readable:
         return []
     files = [inspections[entry.path] for entry in readable]
@@ -228,7 +229,7 @@ def _distributions(readable: list[Entry], classes: Sequence[str], inspections: I
 
 
 def _ranked(values: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The most common values, then "other" for the rest, and the place of each value among these."""
+    """The most common values, then "other" for the rest; and the index of each value in this list."""
     common = [value for value, _ in Counter(values).most_common(MOST_VALUES)]
     rare = ["other"] if len(set(values)) > len(common) else []
     places = {value: place for place, value in enumerate(common)}
@@ -238,13 +239,13 @@ def _ranked(values: Sequence[str]) -> tuple[list[str], list[int]]:
 def _samples(
     readable: Sequence[Entry], classes: Sequence[str], describe: Callable[[str], Plain]
 ) -> dict[str, list[Plain]]:
-    """Files of every class, evenly spread over its records."""
+    """Some files of every class, evenly spread over its records."""
     paths: dict[str, list[str]] = {name: [] for name in classes}
     for entry in readable:
         for name in entry.classes:
             paths[name].append(entry.path)
     samples = {}
-    for name, own in paths.items():
-        chosen = np.linspace(0, len(own) - 1, min(SAMPLES, len(own))).round().astype(int)
-        samples[name] = [describe(own[number]) for number in chosen]
+    for name, class_paths in paths.items():
+        chosen = np.linspace(0, len(class_paths) - 1, min(SAMPLES, len(class_paths))).round().astype(int)
+        samples[name] = [describe(class_paths[number]) for number in chosen]
     return samples

@@ -1,4 +1,4 @@
-"""What happens to a batch of uint8 clips on the device: RandAugment, scale, color, normalization, erasing, mixing."""
+"""Transforms a batch of uint8 clips on the device: RandAugment, scaling, color, normalization, erasing, mixing."""
 
 import math
 from collections.abc import Sequence
@@ -16,12 +16,14 @@ from vidtrain.errors import UserError, check_share
 if TYPE_CHECKING:  # it imports torchvision, which takes seconds
     from vidtrain.data.augment.rand_augment import RandAugment
 
-# Color jitter has the seed's own stream. No tag is 0, for SeedSequence takes [seed, 0] as it takes seed.
+# Color jitter uses the stream of the seed itself, without a tag. No tag is 0, as [seed, 0] gives the same stream as
+# seed
 TAGS = {"rand_augment": 1, "erasing": 2}
 
 
 def stream(seed: int, purpose: str) -> np.random.Generator:
-    """The view's random numbers for one of `TAGS`; streams of one seed are independent of each other."""
+    """The generator of a view's random numbers for one of `TAGS`; the streams of a seed are independent of each
+    other."""
     return np.random.default_rng([seed, TAGS[purpose]])
 
 
@@ -30,8 +32,8 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 class ColorJitter(nn.Module):
-    """Brightness, contrast and saturation, each scaled by a factor uniform in [1 - x, 1 + x], then the hue turned by a
-    share of the color circle uniform in [-hue, hue]. One draw from the view's seed serves all frames of a clip."""
+    """Scales brightness, contrast and saturation by factors drawn uniformly from [1 - x, 1 + x], then rotates the hue
+    by a share of the color circle drawn from [-hue, hue]. All frames of a clip share the draw from the view's seed."""
 
     def __init__(self, brightness: float = 0, contrast: float = 0, saturation: float = 0, hue: float = 0):
         super().__init__()
@@ -61,8 +63,8 @@ def _gray(clips: Tensor) -> Tensor:
 
 
 def _turn_hue(clips: Tensor, turns: np.ndarray) -> Tensor:
-    """Each clip of [v c t h w] by its own share of the color circle, `turns` [v]."""
-    from torchvision.transforms.v2 import functional as tv  # which takes a second
+    """Rotates the hue of each clip [v c t h w] by its share of the color circle, `turns` [v]."""
+    from torchvision.transforms.v2 import functional as tv  # the import takes a second
 
     frames = rearrange(clips, "v c t h w -> v t c h w")
     turned = [tv.adjust_hue(clip, float(turn)) for clip, turn in zip(frames, turns, strict=True)]
@@ -74,11 +76,11 @@ TRIES = 10
 
 
 class RandomErasing(nn.Module):
-    """With `probability` erases one box of a normalized clip, the same in all its frames (Zhong et al. 2017).
+    """With `probability` erases one box of a normalized clip, the same box in all frames (Zhong et al. 2017).
 
-    `area` bounds the box's share of the picture, `aspect` its height / width (drawn uniformly in the logarithm).
-    `mode` says what is put there: `pixel` is standard normal noise for every pixel, channel and frame, `constant` is 0,
-    the mean color. Both depend on the view's seed alone; the noise is that of the kind of the clips' device.
+    `area` bounds the box's share of the picture, `aspect` its height / width (log-uniform). With `mode` `pixel` the box
+    is filled with standard normal noise for every pixel, channel and frame; with `constant` it is 0, the mean color.
+    Both depend on the view's seed alone, but the noise differs between kinds of devices.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class RandomErasing(nn.Module):
         self.area, self.aspect = tuple(area), tuple(aspect)
 
     def box(self, rng: np.random.Generator, height: int, width: int) -> tuple[slice, slice] | None:
-        """The rows and columns that a view loses, or None where it keeps all."""
+        """The rows and columns of the box to erase, or None."""
         if rng.random() >= self.probability:
             return None
         for _ in range(TRIES):
@@ -133,12 +135,12 @@ DTYPES = (torch.float32, torch.float16)
 
 
 class DeviceTransform(nn.Module):
-    """uint8 clips [b n c t h w] to normalized floats of the same shape, batched, on their own device.
+    """Converts uint8 clips [b n c t h w] to normalized floats of the same shape, on the clips' device.
 
-    In this order: `rand_augment` on uint8, values in [0, 1], `color`, `mean` and `std` (per channel, for values in
-    [0, 1]), `erasing`. The three that augment act only when seeds are given, that is in training; a view's draws depend
-    on its seed alone. `dtype` is float32, or float16 for half the memory; bfloat16's 8 bits do not hold 256 colors once
-    they are shifted and scaled.
+    The steps are: `rand_augment` on uint8, scaling to [0, 1], `color`, normalization by `mean` and `std` (per channel,
+    for values in [0, 1]), `erasing`. The three augmentations are only applied with seeds, that is in training; a view's
+    random numbers depend on its seed alone. `dtype` is float32, or float16 for half the memory; bfloat16 has too few
+    bits for 256 normalized colors.
     """
 
     mean: Tensor
@@ -181,8 +183,9 @@ class DeviceTransform(nn.Module):
 
 @dataclass(frozen=True)
 class Mix:
-    """One draw: each sample keeps `share` of itself, the rest comes from its partner. That shows inside the `box` (top,
-    left, height, width) of every frame; without one, pixels are averaged with these weights."""
+    """One draw of a mixing: each sample keeps `share` of itself, and the rest is from its partner. With a `box` (top,
+    left, height, width) the partner is shown inside the box of every frame; else pixels are averaged with these
+    weights."""
 
     share: float
     box: tuple[int, int, int, int] | None = None
@@ -190,11 +193,11 @@ class Mix:
 
 @dataclass(frozen=True)
 class Mixing:
-    """Mixes every sample of a batch with one of the video before it (the first with the last), all in the same way.
+    """Mixes every sample of a batch with a partner, a sample of the previous video (for the first video, the last one).
 
-    Videos come in random order, so that is a random partner. A batch is mixed with `probability`. The share is drawn
-    from Beta(alpha, alpha), once per batch; an alpha of 0 switches its way of mixing off. Where both are on, CutMix is
-    taken with `switch_probability`.
+    As videos come in random order, the partner is random. A batch is mixed with `probability`. The share is drawn from
+    Beta(alpha, alpha), once for a batch. An alpha of 0 turns MixUp or CutMix off; if both are on, CutMix is used with
+    `switch_probability`.
     """
 
     mixup_alpha: float = 0.8
@@ -205,7 +208,7 @@ class Mixing:
     def __post_init__(self) -> None:
         if min(self.mixup_alpha, self.cutmix_alpha) < 0 or max(self.mixup_alpha, self.cutmix_alpha) == 0:
             both = f"mixup_alpha={self.mixup_alpha}, cutmix_alpha={self.cutmix_alpha}"
-            raise UserError(f"{both}: none may be below 0, and one must be above; mixing=null does no mixing")
+            raise UserError(f"{both}: none may be below 0, and one must be above; set mixing=null for no mixing")
         check_share(probability=self.probability, switch_probability=self.switch_probability)
 
     def __call__(
@@ -219,18 +222,19 @@ class Mixing:
     ) -> tuple[Tensor, Tensor]:
         """`clips` float [b n c t h w] and `labels` (see `soft_targets`) -> mixed clips, targets float32 [b k].
 
-        The draw depends on `key` alone, such as (seed, step, rank). `smoothing` smooths the targets here; then the loss
-        must not do it again. `copies` of each video lie side by side. Raises `UserError` for a batch of one video.
+        The draw depends on `key` alone, such as (seed, step, rank). `smoothing` smooths the targets here, so the loss
+        must not smooth them again. A batch has `copies` adjacent samples of each video. Raises `UserError` for a batch
+        of one video.
         """
         if len(clips) <= copies:
-            way = "raise trainer.batch_size, or set augmentation.mixing=null"
-            raise UserError(f"mixing needs two videos in a batch, and this one has 1; {way}")
+            advice = "raise trainer.batch_size, or set augmentation.mixing=null"
+            raise UserError(f"mixing needs two videos in a batch, and this one has 1; {advice}")
         mix = self.draw(key, *clips.shape[-2:])
         targets = soft_targets(labels, num_classes, smoothing)
         return mix_clips(clips, mix, copies), mix_targets(targets, mix, copies)
 
     def draw(self, key: int | Sequence[int], height: int, width: int) -> Mix:
-        """How the batch with this key is mixed; the share is that of the whole pixels that the box leaves."""
+        """The mixing of the batch with this key; with CutMix, the share is that of the pixels outside of the box."""
         rng = np.random.default_rng(key)
         if rng.random() >= self.probability:
             return Mix(1.0)
@@ -243,8 +247,8 @@ class Mixing:
 
 
 def cut_box(share: float, center: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
-    """The box (top, left, height, width) around `center` (row, column) with 1 - `share` of the picture and the
-    picture's shape; what lies outside the picture is cut off."""
+    """The box (top, left, height, width) around `center` (row, column) with the picture's shape and 1 - `share` of its
+    area, cut at the picture's edges."""
     side = np.sqrt(1 - share)
     edges = []
     for middle, length in zip(center, (height, width), strict=True):
@@ -268,14 +272,13 @@ def mix_clips(clips: Tensor, mix: Mix, copies: int = 1) -> Tensor:
 
 
 def mix_targets(targets: Tensor, mix: Mix, copies: int = 1) -> Tensor:
-    """[b k] -> [b k], mixed as the clips are."""
+    """[b k] -> [b k], mixed with the same share as the clips."""
     return torch.lerp(targets.roll(copies, 0), targets, mix.share)
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
-    """Classes int64 [b], or the shares of every class float [b k], as float32 [b k]. Smoothing takes a class's 1 toward
-    1/k for all classes, as in `CrossEntropyLoss(label_smoothing=...)`, and the independent labels of [b k] toward 1/2.
-    """
+    """Converts classes int64 [b], or labels float [b k], to targets float32 [b k]. Smoothing moves one-hot targets
+    toward 1/k, as `CrossEntropyLoss(label_smoothing=...)` does, and independent labels [b k] toward 1/2."""
     if labels.ndim == 1:
         return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
     if labels.shape[1] != num_classes:

@@ -1,14 +1,14 @@
-"""Where a view is cut from the frame: boxes in source pixels, so that decoding can crop before it scales.
+"""Chooses the box of the frame that a view shows, in source pixels, so that decoding can crop before scaling.
 
-Every box has whole pixels and lies inside the frame; nothing is ever padded. Its sides are rounded to the nearest
-pixel, then its place is chosen.
+Every box has whole pixels and is inside the frame; nothing is padded. Its sides are rounded to the nearest pixel before
+its position is chosen.
 
-A geometry for training is called as `geometry(width, height, size, frames, rng)` and gives one `Crop` for the clip, or
-a tuple of one per frame. A geometry for evaluation is called as `geometry(width, height, size)` and gives a list of
-`crops` views; `output_size(width, height, size)` is their (height, width). `width` and `height` are those of the
-displayed frame, `size` is the wanted (height, width).
+A geometry for training is called as `geometry(width, height, size, frames, rng)` and returns one `Crop` for the clip,
+or a tuple with one for each frame. A geometry for evaluation is called as `geometry(width, height, size)` and returns a
+list of `crops` views; `output_size(width, height, size)` is their (height, width). `width` and `height` are those of
+the displayed frame, `size` is the requested (height, width).
 
-Publishers' code scales the frame first, and cuts boxes out of that: see `published_crops`.
+Publishers' code scales the frame first and crops the result: see `published_crops`.
 """
 
 import math
@@ -24,7 +24,7 @@ from vidtrain.errors import UserError, check_share
 class Crop:
     """A box in pixels of the displayed frame (rotation applied); `flip` mirrors it left to right.
 
-    With `scaled` (width, height) it is in pixels of the frame scaled to that size.
+    With `scaled` (width, height), the box is in pixels of the frame scaled to that size.
     """
 
     left: int
@@ -35,7 +35,7 @@ class Crop:
     scaled: tuple[int, int] | None = None
 
     def in_frame(self, width: int, height: int) -> "Crop":
-        """The box in pixels of the displayed frame, to the nearest one."""
+        """The box in pixels of the displayed frame, rounded."""
         if self.scaled is None:
             return self
         across, down = width / self.scaled[0], height / self.scaled[1]
@@ -46,12 +46,12 @@ class Crop:
 
 Size = tuple[int, int]  # height, width
 Placement = Callable[[int, int, int], int]
-# How frames are scaled, by the names of clip.resize: antialiased where the box is cut; or first, and without
-# antialiasing, as in publishers' code. That also says where box `number` of `total` begins in its `room`. Python rounds
-# halves to even numbers.
-# vjepa2: facebookresearch/jepa and vjepa2, evals/video_classification_frozen/utils.py and
-# src/datasets/utils/video/transforms.py; videomae: MCG-NJU/VideoMAE, kinetics.py, ssv2.py and video_transforms.py;
-# pyslowfast: facebookresearch/SlowFast, slowfast/datasets/transform.py, uniform_crop
+# How frames are scaled, by the names of clip.resize: `antialiased` scales the box; the others scale the frame first,
+# without antialiasing, as in publishers' code. A placement returns where box `number` of `total` starts in the free
+# `room`. Python rounds halves to even numbers. vjepa2: facebookresearch/jepa and vjepa2,
+# evals/video_classification_frozen/utils.py and src/datasets/utils/video/transforms.py; videomae: MCG-NJU/VideoMAE,
+# kinetics.py, ssv2.py and video_transforms.py; pyslowfast: facebookresearch/SlowFast, slowfast/datasets/transform.py,
+# uniform_crop
 ANTIALIASED = "antialiased"
 PLACEMENTS: dict[str, Placement] = {
     "vjepa2": lambda room, number, total: round(room / 2) if total == 1 else number * (room // (total - 1)),
@@ -66,7 +66,7 @@ def _evenly(room: int, number: int, total: int) -> int:
 
 
 def _spread(width: int, height: int, box: tuple[int, int], crops: int, placement: Placement) -> list[Crop]:
-    """`crops` boxes (width, height) along the side of the frame with most room, in the middle of the other."""
+    """`crops` boxes (width, height), placed along the side of the frame with more room, centered on the other side."""
     across, down = width - box[0], height - box[1]
     left, top = placement(across, 0, 1), placement(down, 0, 1)
     if across >= down:
@@ -86,15 +86,15 @@ def _check_scale(scale: Sequence[float]) -> None:
 
 
 def _place(width: int, height: int, box: tuple[int, int], flip: float, rng: np.random.Generator) -> Crop:
-    """The box (width, height) at a place drawn uniformly inside the frame."""
+    """The box (width, height) at a uniformly random position inside the frame."""
     left = int(rng.integers(width - box[0] + 1))
     top = int(rng.integers(height - box[1] + 1))
     return Crop(left, top, *box, flip=bool(rng.random() < flip))
 
 
 def _short_side_box(width: int, height: int, size: tuple[int, int], ratio: float) -> tuple[int, int]:
-    """The (width, height) of source that fills `size` when the frame's short side becomes ratio x size's; as much as
-    there is where the output's shape leaves the frame (a wide output of an upright video)."""
+    """The (width, height) of the box that becomes `size` when the frame's short side is scaled to ratio x that of
+    `size`. If this box is larger than the frame (a wide output of an upright video), it is reduced to fit."""
     out_height, out_width = size
     scale = ratio * min(size) / min(width, height)
     scale = max(scale, out_width / width, out_height / height)
@@ -102,21 +102,21 @@ def _short_side_box(width: int, height: int, size: tuple[int, int], ratio: float
 
 
 def _ratio_in_pixels(short_side: int, size: tuple[int, int]) -> float:
-    """A short side in pixels as a multiple of the output's."""
+    """A short side in pixels as a multiple of the output's short side."""
     if short_side < min(size):
         raise UserError(f"short_side={short_side}: must be at least the output's, {min(size)} pixels")
     return short_side / min(size)
 
 
 def _between(start: int, end: int, step: int, steps: int) -> int:
-    """The place after `step` of `steps` equal steps from `start` to `end`, halves rounded up, in exact integers."""
+    """The position after `step` of `steps` equal steps from `start` to `end`, in integers, with halves rounded up."""
     return (2 * (start * (steps - step) + end * step) + steps) // (2 * steps)
 
 
 def _shifted(first: Crop, last: Crop, frames: int) -> tuple[Crop, ...]:
-    """One box per frame: each edge moves linearly from `first` to `last`; the clip is mirrored as `first` is.
+    """One box for each frame: each edge moves linearly from `first` to `last`; the clip is mirrored if `first` is.
 
-    Edges are rounded, not sides: so every box lies inside the frame and has at least one pixel.
+    Edges are rounded, not sides, so every box is inside the frame and has at least one pixel.
     """
 
     def edges(crop: Crop) -> tuple[int, int, int, int]:
@@ -136,7 +136,7 @@ class RandomResizedCrop:
 
     `scale` bounds the box's share of the frame's area, `ratio` its width / height relative to the output's, so (1, 1)
     never distorts; `flip` is the probability of mirroring. With `motion_shift` two boxes are drawn, and the crop moves
-    from one to the other over the clip, like a camera that pans and zooms.
+    from the first to the second over the clip, as if the camera panned and zoomed.
     """
 
     scale: Sequence[float] = (0.08, 1.0)
@@ -165,7 +165,7 @@ class RandomResizedCrop:
             box = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < box[0] <= width and 0 < box[1] <= height:
                 return _place(width, height, box, self.flip, rng)
-        # a frame far from the wanted shapes: the largest box of the nearest allowed shape, centered
+        # the frame's shape is far from the allowed ones: take the largest box of the nearest allowed shape, centered
         aspect = float(np.clip(width / height, shape * self.ratio[0], shape * self.ratio[1]))
         box = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
         left, top = (width - box[0]) // 2, (height - box[1]) // 2
@@ -174,10 +174,11 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ShortSideCrop:
-    """Scale jitter: the short side becomes a random length, then a box of the output's size is cut at a random place.
+    """Scale jitter: the short side is scaled to a random length, then a box of the output's size is cut at a random
+    position.
 
-    One of two bounds the length, both ends included: `short_side_ratio`, multiples of the output's short side, such as
-    (256 / 224, 320 / 224), or `short_side`, whole pixels, such as (128, 160) for an output of 112.
+    Exactly one of two arguments bounds the length (inclusive): `short_side_ratio`, multiples of the output's short
+    side, such as (256 / 224, 320 / 224), or `short_side`, pixels, such as (128, 160) for an output of 112.
     """
 
     short_side_ratio: Sequence[float] | None = None
@@ -203,7 +204,7 @@ class ShortSideCrop:
             return rng.uniform(self.short_side_ratio[0], self.short_side_ratio[1])
         assert self.short_side is not None  # one of the two is given
         shortest, longest = self.short_side
-        _ratio_in_pixels(shortest, size)  # refused whatever is drawn
+        _ratio_in_pixels(shortest, size)  # checks the lower bound, whatever is drawn
         return _ratio_in_pixels(int(rng.integers(shortest, longest + 1)), size)
 
 
@@ -215,7 +216,7 @@ class FixedCrop:
     short_side: int | None = None
 
     def __post_init__(self) -> None:
-        CenterCrops(self.short_side_ratio, 1, self.short_side)  # which knows what may not be
+        CenterCrops(self.short_side_ratio, 1, self.short_side)  # checks the arguments
 
     def __call__(self, width: int, height: int, size: Size, frames: int, rng: np.random.Generator) -> Crop:
         return CenterCrops(self.short_side_ratio, 1, self.short_side)(width, height, size)[0]
@@ -223,10 +224,10 @@ class FixedCrop:
 
 @dataclass(frozen=True)
 class CenterCrops:
-    """Evaluation: `crops` boxes spread evenly along the side with room, both ends included; 1 is the center.
+    """Evaluation: `crops` boxes spread evenly along the longer side, both ends included; 1 is the center crop.
 
-    The short side becomes `short_side_ratio` times the output's, or `short_side` pixels; with neither, the output's.
-    V-JEPA 2 takes short side 292 for one crop of 256 and 438 for 384, and the output's for three.
+    The short side is scaled to `short_side_ratio` times the output's, to `short_side` pixels, or else to the output's.
+    V-JEPA 2 uses a short side of 292 for one crop of 256, 438 for one of 384, and the output's for three crops.
     """
 
     short_side_ratio: float | None = None
@@ -258,11 +259,10 @@ class CenterCrops:
 
 @dataclass(frozen=True)
 class WholeFrame:
-    """Evaluation on the uncut frame, in its aspect ratio, so that the size depends on the video. There is one such
-    view.
+    """Evaluation on the whole frame in its aspect ratio, as a single view, so that the size depends on the video.
 
-    The short side becomes `short_side` pixels (null: the short side of `size`). The long one follows, rounded to the
-    nearest multiple of `multiple_of` (halves up), so that patches fit.
+    The short side is scaled to `short_side` pixels (null: the short side of `size`). The long side keeps the aspect
+    ratio, rounded to the nearest multiple of `multiple_of` (halves up), so that patches fit.
     """
 
     short_side: int | None = None
@@ -294,9 +294,9 @@ class WholeFrame:
 
 @dataclass(frozen=True)
 class SquashedCrop:
-    """Training on nearly all there is to see: a box of the frame's own shape, scaled to the output's.
+    """Training on most of the frame: a box with the frame's shape, scaled to the output's shape.
 
-    `scale` bounds the box's share of the frame's area; (1, 1) is the frame uncut.
+    `scale` bounds the box's share of the frame's area; (1, 1) is the whole frame.
     """
 
     scale: Sequence[float] = (1.0, 1.0)
@@ -314,7 +314,8 @@ class SquashedCrop:
 
 @dataclass(frozen=True)
 class SquashedFrame:
-    """Evaluation on the uncut frame in clips of one size, its aspect ratio given up. There is one such view."""
+    """Evaluation on the whole frame, scaled to the output's shape without keeping its aspect ratio, as a single
+    view."""
 
     crops: int = 1
 
@@ -332,10 +333,10 @@ class SquashedFrame:
 def published_crops(
     geometry: CenterCrops | FixedCrop, width: int, height: int, size: tuple[int, int], resize: str
 ) -> list[Crop]:
-    """The boxes of `geometry` as in the publishers' code that `resize` names, of the square `size`.
+    """The boxes of `geometry` for a square `size`, as in the publishers' code that `resize` names.
 
-    They are cut out of the frame scaled to a short side of `short_side` pixels, or of `short_side_ratio` times the
-    output's; both sides are rounded down.
+    The frame is first scaled to a short side of `short_side` pixels, or of `short_side_ratio` times the output's; both
+    sides are rounded down.
     """
     if isinstance(geometry, FixedCrop):
         geometry = CenterCrops(geometry.short_side_ratio, 1, geometry.short_side)
@@ -348,4 +349,4 @@ def published_crops(
 
 TrainGeometry = RandomResizedCrop | ShortSideCrop | FixedCrop | SquashedCrop
 EvalGeometry = CenterCrops | WholeFrame | SquashedFrame
-UNCUT = {WholeFrame: "whole frame", SquashedFrame: "squashed frame"}  # what their one view is called
+UNCUT = {WholeFrame: "whole frame", SquashedFrame: "squashed frame"}  # names of their view

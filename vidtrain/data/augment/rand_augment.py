@@ -1,8 +1,8 @@
-"""RandAugment for clips (Cubuk et al. 2019), as video fine-tuning uses it: a few random operations for each clip.
+"""RandAugment for clips (Cubuk et al. 2019), as in video fine-tuning: a few random operations for each clip.
 
-The policy is timm's `rand-m7-n4-mstd0.5-inc1`: 15 operations whose severity grows with the magnitude. Unlike in the
-usual video pipelines it acts on the crop, as no full-size frame is ever made. So the filled borders of a turned or
-moved picture are always in view, and translations are shares of the crop's sides.
+The policy is timm's `rand-m7-n4-mstd0.5-inc1`: 15 operations whose strength grows with the magnitude. Unlike in the
+usual video pipelines it is applied to the crop, as full-size frames are never converted. So the filled borders of a
+rotated or translated picture are always visible, and translations are shares of the crop's sides.
 """
 
 import math
@@ -20,12 +20,12 @@ from vidtrain.errors import UserError, check_share
 MOST = 10  # the magnitude at which every range ends
 INTERPOLATIONS = ("bilinear", "bicubic")
 
-# From the magnitude, in [0, 10], and a sign, -1 or 1, to what an operation is done with.
+# Maps the magnitude, in [0, 10], and a sign, -1 or 1, to the amount of an operation
 Level = Callable[[float, int], float]
 
 
 def _factor(magnitude: float, sign: int) -> float:
-    """1 leaves the picture as it is."""
+    """A factor of brightness and the like, where 1 is no change."""
     return max(0.1, 1 + sign * magnitude / MOST * 0.9)
 
 
@@ -34,12 +34,12 @@ def _signed(most: float) -> Level:
 
 
 LEVELS: dict[str, Level] = {
-    "auto_contrast": _signed(0),  # there is nothing to choose
+    "auto_contrast": _signed(0),  # has no amount
     "equalize": _signed(0),
     "invert": _signed(0),
     "rotate": _signed(30),  # degrees counterclockwise
     "posterize": lambda magnitude, _: 4 - int(magnitude / MOST * 4),  # bits that are kept
-    # from this value up, colors are inverted
+    # values of at least this are inverted
     "solarize": lambda magnitude, _: 256 - min(256, int(magnitude / MOST * 256)),
     "solarize_add": lambda magnitude, _: min(128, int(magnitude / MOST * 110)),  # added to values below 128
     "color": _factor,
@@ -53,8 +53,8 @@ LEVELS: dict[str, Level] = {
 }
 NAMES = tuple(LEVELS)
 
-# The operations on colors: uint8 frames [t c h w] and what `LEVELS` gives -> frames. Statistics (the range of
-# auto_contrast, the histogram of equalize, the mean of contrast) are each frame's own, as in the usual pipelines.
+# The operations on colors: (uint8 frames [t c h w], amount) -> frames. Statistics (the range of auto_contrast, the
+# histogram of equalize, the mean of contrast) are computed for each frame, as in the usual pipelines
 COLOR_OPS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "auto_contrast": lambda frames, _: tv.autocontrast(frames),
     "equalize": lambda frames, _: tv.equalize(frames),
@@ -70,7 +70,7 @@ COLOR_OPS: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def _affine_matrix(name: str, amount: float, height: int, width: int) -> tuple[float, ...]:
-    """(a, b, c, d, e, f): the pixel whose center is at (x, y) shows what was at (ax + by + c, dx + ey + f)."""
+    """(a, b, c, d, e, f): the output at (x, y) is the input at (ax + by + c, dx + ey + f), for centers of pixels."""
     if name == "rotate":
         cosine, sine = math.cos(math.radians(amount)), -math.sin(math.radians(amount))
         x, y = width / 2, height / 2
@@ -85,7 +85,7 @@ def _affine_matrix(name: str, amount: float, height: int, width: int) -> tuple[f
 
 
 def _affine(frames: Tensor, matrix: tuple[float, ...], fill: int, interpolation: str) -> Tensor:
-    """uint8 frames [t c h w] seen through `matrix`; `fill` where that looks outside the picture."""
+    """Transforms uint8 frames [t c h w] by `matrix`; pixels from outside the picture get the value `fill`."""
     height, width = frames.shape[-2:]
     a, b, c, d, e, f = matrix
     x = torch.arange(width, device=frames.device) + 0.5
@@ -93,7 +93,7 @@ def _affine(frames: Tensor, matrix: tuple[float, ...], fill: int, interpolation:
     from_x, from_y = a * x + b * y + c, d * x + e * y + f
     inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
     grid = torch.stack([2 / width * from_x - 1, 2 / height * from_y - 1], dim=-1)
-    # all frames as the channels of one picture, for they share the grid
+    # all frames are the channels of one picture, as they share the grid
     picture = rearrange(frames.float(), "t c h w -> 1 (t c) h w")
     seen = F.grid_sample(picture, grid[None], interpolation, padding_mode="border", align_corners=False)
     seen = seen.round_().clamp_(0, 255).masked_fill_(~inside, fill)
@@ -101,11 +101,12 @@ def _affine(frames: Tensor, matrix: tuple[float, ...], fill: int, interpolation:
 
 
 class RandAugment(nn.Module):
-    """`num_ops` operations per clip, drawn with replacement, each done with `probability`, the same in all its frames.
+    """Applies `num_ops` operations to each clip, drawn with replacement, each with `probability`, equally to all
+    frames.
 
     The magnitude of each is drawn from a normal distribution around `magnitude` with deviation `magnitude_std`, and
-    clipped to [0, 10]; directions are random. `interpolation` (bicubic or bilinear) serves rotation, shear and
-    translation; `fill` is the gray value of what comes into the picture from outside.
+    clipped to [0, 10]; directions are random. `interpolation` (bicubic or bilinear) is for rotation, shear and
+    translation; `fill` is the gray value of pixels from outside the picture.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class RandAugment(nn.Module):
     ):
         super().__init__()
         if num_ops < 1:
-            raise UserError(f"num_ops={num_ops}: must be 1 or more; null in its place does no RandAugment")
+            raise UserError(f"num_ops={num_ops}: must be 1 or more; set rand_augment to null for no RandAugment")
         if not 0 <= magnitude <= MOST or magnitude_std < 0:
             both = f"magnitude={magnitude}, magnitude_std={magnitude_std}"
             raise UserError(f"{both}: must lie between 0 and {MOST}, and from 0 up")
@@ -133,20 +134,20 @@ class RandAugment(nn.Module):
         self.interpolation, self.fill = interpolation, fill
 
     def plan(self, seed: int) -> list[tuple[str, float]]:
-        """What is done to the view with this seed: operations, in order, each with what it is done with."""
+        """The operations for the view with this seed, in order, each with its amount."""
         rng = stream(seed, "rand_augment")
         chosen = rng.integers(len(NAMES), size=self.num_ops).tolist()
-        done = rng.random(self.num_ops) < self.probability
+        applied = rng.random(self.num_ops) < self.probability
         magnitudes = rng.normal(self.magnitude, self.magnitude_std, self.num_ops).clip(0, MOST).tolist()
         signs = rng.choice((-1, 1), self.num_ops).tolist()
         return [
             (NAMES[chosen[i]], LEVELS[NAMES[chosen[i]]](magnitudes[i], signs[i]))
             for i in range(self.num_ops)
-            if done[i]
+            if applied[i]
         ]
 
     def apply_op(self, frames: Tensor, name: str, amount: float) -> Tensor:
-        """One operation on uint8 frames [t c h w], to all of them alike."""
+        """Applies one operation equally to all uint8 frames [t c h w]."""
         if name in COLOR_OPS:
             return COLOR_OPS[name](frames, amount)
         matrix = _affine_matrix(name, amount, *frames.shape[-2:])

@@ -1,8 +1,8 @@
-"""Reading a file as its container gives it: what FFmpeg is asked, what it says, and what is not believed of it.
+"""Opens a file with FFmpeg and reads it in order; checks what the file and the decoder report.
 
-A file of a few kilobytes can say that its pictures take gigabytes. So what it says is checked before a decoder is
+A file of a few kilobytes can state pictures that need gigabytes. So the stated size is checked before a decoder is
 opened, and decoders are told to refuse larger pictures. Decoders make up frames that they cannot decode, and some
-report that only in the log; such frames are not given out.
+report this only in the log; such frames count as damaged.
 """
 
 import errno
@@ -32,21 +32,21 @@ from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, Orientation
 from vidtrain.data.stores.files import opened_by_ffmpeg, opened_whole
 from vidtrain.data.stores.places import is_plain
 
-# FFmpeg decodes a little of each video stream; this bounds them together, in pictures of the largest size
+# FFmpeg decodes the start of every video stream; this bounds their total pixels, as a multiple of max_pixels
 MOST_TOGETHER = 4
 PADDING = 1 << 16
-IMAGES = (b"\xff\xd8\xff", b"\x89PNG")  # how JPEG and PNG begin
-TOO_LARGE = re.compile(r"Picture size (\d+)x(\d+) exceeds specified max pixel count")  # libavutil's words
-# Decoders that report a frame that they could not decode only in their log. A message of UNMARKING is about the picture
-# unless it holds a word of NOT_PIXELS; one of OF_PIXELS if it holds a word of theirs.
+IMAGES = (b"\xff\xd8\xff", b"\x89PNG")  # the first bytes of JPEG and PNG files
+TOO_LARGE = re.compile(r"Picture size (\d+)x(\d+) exceeds specified max pixel count")  # libavutil's message
+# Decoders that report damaged frames only in their log. A message of a decoder in UNMARKING means damage unless it has
+# a word of NOT_PIXELS; a message of one in OF_PIXELS means damage if it has one of the decoder's words.
 UNMARKING = ("hevc", "vvc")
 NOT_PIXELS = ("SEI", "VUI", "VPS")
 OF_PIXELS = {"mjpeg": ("overread", "error y=", "error count")}
-MOST_REORDERED = 16  # frames by which H.264 and HEVC may show a picture later than one that refers to it
+MOST_REORDERED = 16  # frames: in H.264 and HEVC, a B picture may refer to a picture shown that much later
 
 
 def _first_bytes(path: str) -> bytes:
-    """How a file begins; nothing where it cannot be opened, or is no file, as a pipe would wait."""
+    """The first bytes of a file; empty if it cannot be opened, or is no regular file, as reading a pipe would wait."""
     with suppress(OSError):
         if not is_plain(path) or os.path.isfile(path):
             with opened_whole(path) as file:
@@ -56,15 +56,16 @@ def _first_bytes(path: str) -> bytes:
 
 @contextmanager
 def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file's main video stream, decoded on one thread. Raises `DecodeError` for whatever FFmpeg reports, and for
-    pictures of more than `max_pixels`, before they take memory."""
+    """Opens the file's main video stream, which is decoded on one thread. Raises `DecodeError` for errors of FFmpeg,
+    and for pictures of more than `max_pixels`, before memory is allocated for them."""
     options = decoder_options(max_pixels)
     first_bytes = _first_bytes(path)
     # RIFF, WEBP, then VP8X with the flag of an animation: FFmpeg skips its frames and calls the rest invalid data
     if len(first_bytes) == 21 and first_bytes[8:16] == b"WEBPVP8X" and first_bytes[20] & 2:
         raise DecodeError(path, "it is an animated WebP, which FFmpeg does not decode; convert it to MP4")
     try:
-        # of images nothing is known before their decoder looks, and a folder of them would take a fifth longer
+        # images are not checked here: only their decoder knows the size, and folders of images would take a fifth
+        # longer
         if not first_bytes.startswith(IMAGES) and (cause := too_large(path, max_pixels)):
             raise DecodeError(path, cause)
         with (
@@ -72,15 +73,15 @@ def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputConta
             av.open(location, "r", options=options, metadata_errors="ignore") as container,
         ):
             stream = container.streams.best("video")
-            # the cover of a song is no video
+            # an attached picture is the cover of a song, not a video
             if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
-                raise DecodeError(path, "there is no video stream in it")
+                raise DecodeError(path, "it has no video stream")
             if container.format.name == "tty":
                 raise DecodeError(path, "it is a text file")
             if stream.codec_context is None:
                 raise DecodeError(path, "there is no decoder for its video")
             stream.codec_context.options = options
-            # workers are processes already, and more threads would only contend
+            # workers are processes, so more threads would only compete for cores
             stream.codec_context.thread_type = ThreadType.NONE
             stream.codec_context.thread_count = 1
             yield container, stream
@@ -89,23 +90,23 @@ def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputConta
 
 
 def aspect_of(stream: VideoStream, orientation: Orientation) -> Fraction:
-    """How many times as wide as high the pixels of a stream are, as it is shown; 1 where it does not say."""
+    """Width / height of the stream's pixels as displayed; 1 if the stream does not state it."""
     aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
     return 1 / aspect if orientation.swaps_sides else aspect
 
 
 def decoder_options(max_pixels: int) -> dict[str, str]:
-    """What tells a decoder to refuse pictures that are larger by far; it also counts the pixels of padding."""
+    """Options with which a decoder refuses much larger pictures; the limit has slack, as decoders count padding too."""
     return {"max_pixels": str(2 * max_pixels + PADDING)}
 
 
 def too_large(path: str, max_pixels: int) -> str:
-    """Why the pictures are too large, as the file states them; empty if they are not, or it cannot be opened. No
-    decoder is opened."""
+    """Why the pictures are too large, by the sizes that the file states; empty if they are not, or if the file cannot
+    be opened. No decoder is opened."""
     sizes = []
     with (
-        av.logging.Capture(local=True),  # that no decoder may be opened is no error
-        suppress(av.FFmpegError),  # which opening it in earnest gives again
+        av.logging.Capture(local=True),  # hides the message that decoders are not allowed
+        suppress(av.FFmpegError),  # opening the file later raises it again
         opened_by_ffmpeg(path) as location,
         av.open(location, "r", options={"codec_whitelist": "none"}, metadata_errors="ignore") as container,
     ):
@@ -116,21 +117,21 @@ def too_large(path: str, max_pixels: int) -> str:
         return cause
     if sum(pixels) > MOST_TOGETHER * max_pixels:
         most = f"{MOST_TOGETHER} times data.max_pixels={max_pixels}"
-        return f"its {len(pixels)} video streams have {sum(pixels)} pixels together, more than {most}"
+        return f"its {len(pixels)} video streams have {sum(pixels)} pixels in total, more than {most}"
     return ""
 
 
 def larger(width: int, height: int, max_pixels: int) -> str:
-    """What is wrong with a picture of more than `max_pixels`; empty for others."""
+    """The cause for refusing a picture of more than `max_pixels`; empty for smaller ones."""
     if width * height <= max_pixels:
         return ""
     return f"its picture of {width}x{height} has more pixels than data.max_pixels={max_pixels}"
 
 
 def why_refused(path: str, error: av.FFmpegError, max_pixels: int) -> str:
-    """What a decoder that gave up with `error` found too large; empty if it was something else. Only FFmpeg's log says
-    that, so the file is decoded once more up to there."""
-    if error.errno != errno.EINVAL:  # which decoders give for this, among others
+    """Which picture was too large, if that made a decoder fail with `error`; empty for other causes. Only FFmpeg's log
+    says so, so the file is decoded again up to that picture."""
+    if error.errno != errno.EINVAL:  # decoders report too large pictures with this code
         return ""
     with (
         ffmpeg_errors() as log,
@@ -149,10 +150,10 @@ def why_refused(path: str, error: av.FFmpegError, max_pixels: int) -> str:
 
 @contextmanager
 def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
-    """What FFmpeg logs as an error meanwhile, as (level, sender, message)."""
+    """A context that collects the errors in FFmpeg's log, as (level, sender, message)."""
     level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)  # else a message on one file would not be repeated for the next one
+    av.logging.set_skip_repeated(False)  # otherwise a message for one file would not be repeated for the next file
     try:
         with av.logging.Capture(local=True) as log:
             yield log
@@ -162,8 +163,8 @@ def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
 
 
 def listened(decoder: VideoCodecContext, packet: av.Packet | None) -> tuple[list[av.VideoFrame], bool]:
-    """The decoder's frames for `packet` (None: those that it holds), and whether a decoder that marks no frames called
-    the packet damaged."""
+    """The decoder's frames for `packet` (None flushes it), and whether a decoder that does not mark damaged frames
+    reported damage in its log."""
     codec = decoder.codec.canonical_name
     if codec not in UNMARKING and codec not in OF_PIXELS:
         return decoder.decode(packet), False
@@ -176,20 +177,20 @@ def listened(decoder: VideoCodecContext, packet: av.Packet | None) -> tuple[list
 
 
 def damage_error(path: str, first: int, count: int = 1) -> DecodeError:
-    """The error for `count` wanted frames, beginning at `first`, that the decoder made up."""
-    which = f"frame {first} is" if count == 1 else f"{count} wanted frames, from frame {first} on, are"
-    return DecodeError(path, f"{which} damaged: the decoder made up what it could not read")
+    """The error for `count` requested frames, the first of them `first`, that the decoder made up."""
+    which = f"frame {first} is" if count == 1 else f"{count} requested frames, from frame {first} on, are"
+    return DecodeError(path, f"{which} damaged: the decoder made up pixels that it could not read")
 
 
 def check_size(path: str, frame: av.VideoFrame, max_pixels: int) -> None:
-    """Raises `DecodeError` for a frame of more than `max_pixels`: decoders let some through, as they count padding."""
+    """Raises `DecodeError` for a frame of more than `max_pixels`, as the decoder's own limit has slack."""
     if cause := larger(frame.width, frame.height, max_pixels):
         raise DecodeError(path, cause)
 
 
 def frames_in_order(path: str, max_pixels: int) -> Iterator[tuple[av.VideoFrame, bool]]:
-    """Every frame of a video file in order, with a time only where the file states it, and whether the decoder made
-    some of it up. Raises `DecodeError`."""
+    """Yields every frame of a video file in order, and whether the decoder made up a part of it. Frames have a time
+    only if the file states it. Raises `DecodeError`."""
     with opened(path, max_pixels) as (container, stream):
         decoder = stream.codec_context
         doubtful: set[int | None] = set()
@@ -197,10 +198,10 @@ def frames_in_order(path: str, max_pixels: int) -> Iterator[tuple[av.VideoFrame,
             watchdog.progress()
             try:
                 frames, complains = listened(decoder, packet)
-            except EOFError:  # what it held has been asked for
+            except EOFError:  # the decoder was already flushed
                 return
             if complains:
-                doubtful.add(packet.pts)  # None, of a container without times: of any frame from here on
+                doubtful.add(packet.pts)  # None, in containers without times, stands for every later frame
             for frame in frames:
                 check_size(path, frame, max_pixels)
                 made_up = frame.is_corrupt or frame.pts in doubtful or None in doubtful
@@ -210,7 +211,7 @@ def frames_in_order(path: str, max_pixels: int) -> Iterator[tuple[av.VideoFrame,
 
 
 def sound_image(path: str, max_pixels: int) -> av.VideoFrame:
-    """The picture of an image file. Raises `DecodeError` where there is none, or one that is damaged."""
+    """The picture of an image file. Raises `DecodeError` if there is none, or if it is damaged."""
     frame, made_up = next(frames_in_order(path, max_pixels), (None, False))
     if frame is None:
         raise DecodeError(path, "no frame of it decodes")
@@ -220,9 +221,9 @@ def sound_image(path: str, max_pixels: int) -> av.VideoFrame:
 
 
 def sound_frames(path: str, max_pixels: int) -> Iterator[tuple[int, av.VideoFrame | None]]:
-    """Every frame of a video file in order with its index, None in place of one that is damaged or may refer to one
-    that is. Raises `DecodeError`."""
-    # B pictures, which may refer to one that is shown later
+    """Yields every frame of a video file in order with its index; None stands for a frame that is damaged, or may refer
+    to a damaged one. Raises `DecodeError`."""
+    # B pictures are held back, as they may refer to a damaged picture that is shown later
     held: deque[tuple[int, av.VideoFrame | None]] = deque()
     sound = True
     for index, (frame, made_up) in enumerate(frames_in_order(path, max_pixels)):
@@ -236,23 +237,22 @@ def sound_frames(path: str, max_pixels: int) -> Iterator[tuple[int, av.VideoFram
     yield from held
 
 
-# --- when each frame is shown, also where the file does not say so of every one ---------------------------
-#
-# AVI and bare streams state no times of presentation, and FFmpeg's guesses are out of order where pictures are
-# reordered. Files that were cut, joined or damaged miss some.
+# --- presentation times, also if the file does not state all of them --------------------------------------  AVI and
+# raw streams state no presentation times, and FFmpeg's guesses are out of order for reordered pictures. Files that were
+# cut, joined or damaged lack some.
 
-FINER = 1000  # parts of a tick that times between two known ones are rounded to
+FINER = 1000  # interpolated times are rounded to this fraction of a tick
 Ticks = Sequence[int | None]
 Times = tuple[np.ndarray, Fraction]  # int64 [n], and the seconds of one unit
 
 
 @dataclass(frozen=True)
 class StatedTimes:
-    """What a file says of its times, in ticks; None where it says nothing.
+    """The times that a file states, in ticks; None if it does not state one.
 
-    `shown` are the times of presentation of the frames, in the order of showing. `let_out` is the decode time of the
-    packet upon which the decoder gave each out; None for those that come out at the end. `sent` are the decode times of
-    the packets, in the order of the file.
+    `shown` are the presentation times of the frames, in presentation order. `let_out` is, for each frame, the decode
+    time of the packet after which the decoder returned it; None for frames that came when it was flushed. `sent` are
+    the decode times of the packets, in the order of the file.
     """
 
     shown: Ticks
@@ -261,20 +261,20 @@ class StatedTimes:
 
 
 def states_decode_times(container: ContainerFormat) -> bool:
-    """Whether the times of packets are the file's, not ones that FFmpeg makes up, as of bare streams."""
+    """Whether the file states decode times of packets; for raw streams FFmpeg makes them up."""
     return not Flags(container.flags) & Flags.no_timestamps
 
 
 def states_shown_times(container: ContainerFormat) -> bool:
-    """Whether the times of frames are the file's. AVI says when pictures are decoded, and FFmpeg guesses the rest."""
+    """Whether the file states presentation times. AVI states only decode times, and FFmpeg guesses the others."""
     return states_decode_times(container) and container.name != "avi"
 
 
 def frame_times(stated: StatedTimes, tick: Fraction, rate: Fraction | None) -> Times | None:
-    """When frames appear: int64 [n], increasing, and the seconds of one unit. None where there is no telling.
+    """The times of frames, int64 [n], increasing, and the seconds of one unit; None if they cannot be known.
 
-    Times of presentation are believed where all are there and in order; else decode times, which are the same but for
-    the order; else the times of presentation that are in order, with the frames between them evenly spread; else `rate`
+    Presentation times are used if all are stated and in order; else decode times, which are the same times in another
+    order; else those presentation times that are in order, with other frames evenly spread between them; else `rate`
     (frames per second).
     """
     shown = _increasing(stated.shown)
@@ -297,7 +297,8 @@ def _increasing(times: Ticks) -> np.ndarray | None:
 
 
 def _by_decode_times(stated: StatedTimes) -> np.ndarray | None:
-    """The n-th frame has the time of the n-th packet, but for those that the decoder holds back to reorder them."""
+    """The n-th frame gets the time of the n-th packet, shifted by the packets that the decoder holds back to
+    reorder."""
     sent = _increasing(stated.sent)
     count = len(stated.shown)
     held_back = sum(time is None for time in stated.let_out)
@@ -314,7 +315,8 @@ def _by_decode_times(stated: StatedTimes) -> np.ndarray | None:
 
 
 def _filled(times: Ticks) -> np.ndarray | None:
-    """In parts of a tick, `FINER` each: the longest increasing part of `times`, if it is most of them, and between."""
+    """The longest increasing subsequence of `times`, if it has at least half of them, with other frames interpolated;
+    in units of 1/`FINER` of a tick."""
     known = _longest_increasing(times)
     if len(known) < 2 or 2 * len(known) < len(times):
         return None
@@ -322,22 +324,22 @@ def _filled(times: Ticks) -> np.ndarray | None:
     usual = float(np.median(np.diff(ticks) / np.diff(known)))
     places = np.arange(len(times))
     filled = np.interp(places, known, ticks)
-    before, behind = places < known[0], places > known[-1]
+    before, after = places < known[0], places > known[-1]
     filled[before] = ticks[0] - usual * (known[0] - places[before])
-    filled[behind] = ticks[-1] + usual * (places[behind] - known[-1])
+    filled[after] = ticks[-1] + usual * (places[after] - known[-1])
     return _increasing(np.rint(filled * FINER).astype(np.int64).tolist())
 
 
 def _longest_increasing(times: Ticks) -> list[int]:
-    """Where the longest strictly increasing subsequence of the known `times` stands."""
-    lowest: list[int] = []  # the least time that ends a subsequence of each length
-    ends: list[int] = []  # where it stands
+    """The indices of the longest strictly increasing subsequence of `times`, without None."""
+    lowest: list[int] = []  # for each length, the least time that ends a subsequence
+    ends: list[int] = []  # its index
     before = [-1] * len(times)
     for index, time in enumerate(times):
         if time is None:
             continue
         length = bisect_left(lowest, time)
-        if lowest[length : length + 1] == [time]:  # the first of equal times is the one that is believed
+        if lowest[length : length + 1] == [time]:  # of equal times the first is kept
             continue
         lowest[length : length + 1] = [time]
         ends[length : length + 1] = [index]

@@ -1,7 +1,7 @@
-"""From a decoded frame to the pixels of a view: crop and scale as it is coded, then turn and mirror what is left.
+"""Converts a decoded frame to the pixels of a view: crops and scales the coded picture, then rotates and mirrors it.
 
-In front of a filter that does not take a format, libavfilter puts a conversion that knows neither the matrix nor the
-range. So only what takes every format stands before the scale that is told both.
+Before a filter that does not accept a format, libavfilter inserts a conversion that knows neither the color matrix nor
+the range. So only filters that accept every format come before the scale filter, which is given both.
 """
 
 import ctypes
@@ -20,26 +20,26 @@ from av.filter.context import FilterContext
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.video import Orientation, VideoInfo, displayed_size, orientation_of
 
-# Matrix coefficients (ITU-T H.273, table 4) to their name in the scale filter.
+# Matrix coefficients (ITU-T H.273, table 4) -> their name in the scale filter
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
-# Unlabeled video is read as BT.601 at any size, as the readers do with which published weights were trained.
+# Video without a matrix is read as BT.601 at any size, as by the readers with which published weights were trained
 UNLABELED = "bt601"
 FULL_RANGE = 2
 
-# Both widen with the scale, so that they do not alias when shrinking; bicubic is sharper, bilinear faster.
+# Both are antialiased when shrinking; bicubic is sharper, bilinear faster
 INTERPOLATIONS = ("bicubic", "bilinear")
-# What becomes of frames of another size than the first one's: scaled to it, as players do, or an error
+# Frames with another size than the first are scaled to it, as players do, or refused with an error
 SIZE_CHANGES = ("scale", "refuse")
-# Frames are scaled to planar RGB in one pass: by way of packed RGB or scaled YUV, swscale takes shortcuts that darken
-# by a level. Without accurate_rnd it is off by one here and there, differently on different processors.
+# Frames are scaled to planar RGB in one pass: with packed RGB or scaled YUV in between, swscale's shortcuts darken
+# pictures by a level. Without accurate_rnd some pixels differ by one level, depending on the processor
 SCALE_FLAGS = "accurate_rnd+full_chroma_int"
 
 SLOW_GATHER = 0x2000000  # AV_CPU_FLAG_SLOW_GATHER of libavutil/cpu.h, on x86
-DETECT = -1  # forces no flags
+DETECT = -1  # detects the processor's flags again
 
 
 def color_of(frame: av.VideoFrame) -> tuple[str, str]:
-    """The matrix and the range that a frame is read with, as the scale filter calls them."""
+    """The color matrix and the range of a frame, by their names in the scale filter."""
     full = frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
     return MATRICES.get(frame.colorspace, UNLABELED), "full" if full else "limited"
 
@@ -47,7 +47,7 @@ def color_of(frame: av.VideoFrame) -> tuple[str, str]:
 def filter_graph(frame: av.VideoFrame, filters: Sequence[tuple[str, str]]) -> Graph:
     """A chain of `filters` (name, options) for frames like `frame`, on one thread."""
     disable_slow_gather()
-    graph = Graph()  # no filter in it looks at times, so any time base will do
+    graph = Graph()  # no filter in it uses times, so any time base works
     graph.threads = 1
     last: FilterContext = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1)
@@ -61,8 +61,8 @@ def filter_graph(frame: av.VideoFrame, filters: Sequence[tuple[str, str]]) -> Gr
 
 
 def unpacked(frame: av.VideoFrame) -> list[tuple[str, str]]:
-    """What makes planes of the same values of a format that the crop filter does not take: packed pixels that share
-    color samples, and single bits; nothing for all else."""
+    """Filters that convert a format that the crop filter does not accept to planes with the same values: packed pixels
+    that share color samples, and single bits. Empty for other formats."""
     pixels = frame.format
     across, planes = 4 // pixels.chroma_width(4), {part.plane for part in pixels.components}
     if pixels.is_bit_stream:
@@ -76,7 +76,8 @@ def unpacked(frame: av.VideoFrame) -> list[tuple[str, str]]:
 
 
 def resized(frame: av.VideoFrame, width: int, height: int) -> list[tuple[str, str]]:
-    """What scales a frame to another size in its own format, once `unpacked`, and colors; a palette becomes RGB."""
+    """Filters that scale a frame to another size in its own format (after `unpacked`) and colors; a palette becomes
+    RGB."""
     own = "gbrp" if frame.format.has_palette else frame.format.name
     target = [options for name, options in unpacked(frame) if name == "format"] or [own]
     scale = f"w={width}:h={height}:flags=bicubic+{SCALE_FLAGS}:{_same_colors(frame)}"
@@ -84,25 +85,25 @@ def resized(frame: av.VideoFrame, width: int, height: int) -> list[tuple[str, st
 
 
 def _same_colors(frame: av.VideoFrame) -> str:
-    """What has the scale filter leave matrix and range as they are."""
+    """Options with which the scale filter does not change matrix and range."""
     matrix, own = color_of(frame)
     return f"in_color_matrix={matrix}:out_color_matrix={matrix}:in_range={own}:out_range={own}"
 
 
 @dataclass(eq=False)
 class ViewConverter:
-    """Cuts one `crop` out of frames and scales it to `size` (height, width), as uint8 RGB.
+    """Crops frames to `crop` and scales them to `size` (height, width), as uint8 RGB.
 
-    In the coded picture the crop's corner moves left and up to the next pixel that has a color sample of its own: by
-    one pixel at most in 4:2:0 video. A turned view is, byte for byte, the upright one of the same pixels, turned.
+    In the coded picture the crop's corner is moved left and up to the next pixel with its own color sample, by at most
+    one pixel in 4:2:0 video. A rotated view equals, byte for byte, the rotated view of the upright picture.
     """
 
-    crop: Crop  # in pixels of what is shown
+    crop: Crop  # in pixels of the displayed frame
     size: tuple[int, int]
-    orientation: Orientation | None  # how frames are shown; None: as each says itself
+    orientation: Orientation | None  # orientation of all frames; None: that of each frame
     interpolation: str = "bicubic"  # one of `INTERPOLATIONS`
-    shape: tuple[int, int] | None = None  # (width, height) as shown, to which frames are scaled first, if any
-    # (width, height) in square pixels, where the crop is in these; its edges lie at the nearest of the frames' pixels
+    shape: tuple[int, int] | None = None  # (width, height) as displayed, to which frames are scaled first, if any
+    # (width, height) in square pixels, if the crop is in these; its edges are rounded to the frames' pixels
     shown: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -112,7 +113,7 @@ class ViewConverter:
 
     @classmethod
     def of(cls, video: VideoInfo, crop: Crop, size: tuple[int, int], interpolation: str = "bicubic") -> "ViewConverter":
-        """For frames of `video`."""
+        """The converter for frames of `video`."""
         orientation = None if video.images else video.orientation
         shown = (video.width, video.height) if video.pixels_of else None
         return cls(crop, size, orientation, interpolation, video.picture, shown)
@@ -138,7 +139,7 @@ class ViewConverter:
         whole = self.shape is not None and (self.crop.width, self.crop.height) == (self.shown or self.shape)
         if coded == (frame.width, frame.height):
             part = [("crop", self._crop_options(frame, way, *coded))]
-        elif whole:  # it is scaled once
+        elif whole:  # the final scale suffices
             part = []
         else:
             part = [*resized(frame, *coded), ("crop", self._crop_options(frame, way, *coded))]
@@ -149,7 +150,7 @@ class ViewConverter:
         return filter_graph(frame, filters)
 
     def _crop_options(self, frame: av.VideoFrame, way: Orientation, coded_width: int, coded_height: int) -> str:
-        # how many luma samples share a color sample
+        # number of luma samples that share a color sample
         across, down = 4 // frame.format.chroma_width(4), 4 // frame.format.chroma_height(4)
         crop = self._box(*displayed_size(coded_width, coded_height, way))
         left, top, width, height = way.coded_box(crop, coded_width, coded_height)
@@ -167,8 +168,8 @@ class ViewConverter:
 
 
 class BilinearPictures:
-    """Views of a frame that is scaled as a whole RGB picture, as by OpenCV's INTER_LINEAR: between the four nearest
-    pixels, however much that shrinks it. Boxes of one scaled frame share its scaling."""
+    """Views of a frame that is scaled as a whole RGB picture, as by OpenCV's INTER_LINEAR: it interpolates between the
+    four nearest pixels, without antialiasing. All boxes of a scaled frame share the scaling."""
 
     def __init__(self, video: VideoInfo, interpolation: str):
         shown = video.width, video.height
@@ -177,12 +178,12 @@ class BilinearPictures:
         self._scaled: dict[tuple[int, int], np.ndarray] = {}
 
     def show(self, frame: av.VideoFrame) -> None:
-        """Goes on to `frame`."""
+        """Sets the frame for the next views."""
         self._convert(frame, self._whole)
         self._scaled.clear()
 
     def view(self, crop: Crop, out: np.ndarray) -> None:
-        """Writes the view of the frame that is shown into `out`, uint8 [3 h w]."""
+        """Writes a view of the current frame into `out`, uint8 [3 h w]."""
         size = crop.scaled
         if size is not None and size not in self._scaled:
             self._scaled[size] = resize_bilinear(self._whole, *size[::-1])
@@ -193,8 +194,9 @@ class BilinearPictures:
 
 
 def resize_bilinear(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [3 h w] -> [3 height width], in the fixed-point arithmetic of OpenCV's resize with INTER_LINEAR: weights in
-    2048ths, the sum of two pixels of a row cut to 128ths of a level, that of two rows to quarters and then rounded."""
+    """uint8 [3 h w] -> [3 height width], in the fixed-point arithmetic of OpenCV's resize with INTER_LINEAR: weights
+    are 2048ths, the sum of two pixels of a row is truncated to 128ths of a level, that of two rows to quarters, and
+    then rounded."""
     if picture.shape[1:] == (height, width):
         return picture
     rows, down = _neighbors(picture.shape[1], height)
@@ -217,7 +219,8 @@ def resize_bilinear(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _neighbors(pixels: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """The two of `pixels` that each of `wanted` lies between, int64 [2 wanted], and their weights, int32 of 2048ths."""
+    """The two of `pixels` between which each of `wanted` pixels lies, int64 [2 wanted], and their weights, int32 of
+    2048ths."""
     places = ((np.arange(wanted) + 0.5) * (pixels / wanted) - 0.5).astype(np.float32)
     first = np.floor(places).astype(np.int64)
     share = (places - first).astype(np.float32)
@@ -226,24 +229,25 @@ def _neighbors(pixels: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _edges(begin: int, length: int, shown: int, pixels: int) -> tuple[int, int]:
-    """Where `length` from `begin` of `shown` lies among `pixels`: its beginning and its length, of one or more."""
+    """Scales an interval of `length` from `begin`, in units of `shown`, to `pixels`: (start, length of at least
+    one)."""
     first = min(round(begin * pixels / shown), pixels - 1)
     return first, max(1, round((begin + length) * pixels / shown) - first)
 
 
 def allow_gather(allowed: bool) -> bool:
-    """Sets whether swscale may gather in what it sets up from here on, in all of this process. Returns False, and
-    changes nothing, on other processors than x86-64 and where libavutil's functions are not found.
+    """Sets whether scalers that swscale sets up later in this process may use gather instructions. Returns False and
+    changes nothing on processors other than x86-64, or if libavutil's functions are not found.
 
-    swscale shrinks a row by AVX2's gather instructions or by plain loads, with the same bits. FFmpeg holds gathers for
-    slow on AMD's processors up to Zen 3 only. They are slow on later ones as well, and on most of Intel's since the
-    microcode against Gather Data Sampling; elsewhere there is little between the two. On Zen 5 a box of 720 x 720 took
-    twice as long with them (experiments/benchmarks/decoding).
+    swscale shrinks a row with AVX2's gather instructions or with plain loads; the results are equal. FFmpeg avoids
+    gathers only on AMD's processors up to Zen 3. They are slow on later ones too, and on most of Intel's since the
+    microcode against Gather Data Sampling; elsewhere the difference is small. On Zen 5 a box of 720 x 720 took twice as
+    long with them (experiments/benchmarks/decoding).
     """
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     try:
-        # this finds the functions of the libraries that it is linked to
+        # the module is linked to libavutil, so its functions are found here
         libavutil = ctypes.CDLL(av.frame.__file__)
         read, force = libavutil.av_get_cpu_flags, libavutil.av_force_cpu_flags
     except (OSError, AttributeError):
@@ -256,5 +260,5 @@ def allow_gather(allowed: bool) -> bool:
 
 @cache
 def disable_slow_gather() -> bool:
-    """Forbids gather instructions in this process; only the first call does anything."""
+    """Forbids gather instructions in this process; later calls have no effect."""
     return allow_gather(False)

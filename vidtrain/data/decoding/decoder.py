@@ -1,7 +1,7 @@
-"""Frame-accurate reading: the pixels of those frames of a video that are wanted, cut and scaled.
+"""Reads requested frames of a video exactly, cropped and scaled.
 
-Exact means: a frame read at random is, byte for byte, the one that reading the whole file in order gives. One that the
-decoder made up, for want of sound data, is not given out.
+Exact means that a frame read by random access equals, byte for byte, the same frame when the whole file is read in
+order. Frames that the decoder made up because of damaged data are refused.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ from vidtrain.data.stores.files import ByteRanges
 from vidtrain.files.atomic import replacing_path
 
 View = tuple[np.ndarray, Crop | Sequence[Crop]]
-CLOCK = 90_000  # ticks a second of written videos, what MPEG counts in
+CLOCK = 90_000  # ticks per second of written videos, as in MPEG
 ENCODING = {"preset": "veryfast", "crf": "20"}
 
 
@@ -40,11 +40,10 @@ def decode_views(
     """The pixels of `views` as uint8 [n c t h w], RGB, scaled to `size` (h, w) by bicubic or bilinear `interpolation`,
     or as `resize` says, one of `RESIZES` of vidtrain.data.augment.geometry.
 
-    A view is the frame indices of a clip, int64 [t], and the box to cut, one for all its frames or one for each. One
-    pass over the file, on one thread, serves all views; a frame is converted once per box. A picture that changes its
-    size is scaled to the first one's, or refused (`SIZE_CHANGES`). `file` is the video's where it has been told to
-    expect this (`expect_views`). Raises `DecodeError` where the file does not hold what `video` says, or a frame is
-    damaged.
+    A view is the frame indices of a clip, int64 [t], and the box to crop, one for all its frames or one for each. All
+    views are read in one pass over the file, on one thread; a frame is converted once for each box. Frames of another
+    size than the first are scaled to it, or refused (`SIZE_CHANGES`). `file` is the open file for which `expect_views`
+    was called, if any. Raises `DecodeError` if the file does not match `video`, or a frame is damaged.
     """
     _check_views(video, views)
     clips = torch.empty(len(views), 3, len(views[0][0]), *size, dtype=torch.uint8)
@@ -75,13 +74,13 @@ def decode_views(
             for other_view, other_place in others:
                 pixels[other_view, :, other_place] = pixels[view, :, place]
     if missing := sorted(places.keys() - decoded):
-        cause = f"{len(missing)} of {len(places)} wanted frames do not decode, the first is {missing[0]}"
+        cause = f"{len(missing)} of {len(places)} requested frames do not decode, the first is {missing[0]}"
         raise DecodeError(video.path, cause)
     return clips
 
 
 def expect_views(file: ByteRanges, video: VideoInfo, views: Sequence[View]) -> None:
-    """Tells `file` what `decode_views` will read of it, in a video of packets."""
+    """Tells `file` which byte ranges `decode_views` will read, if the video has a packet table."""
     if video.packets is not None:
         wanted = np.unique(np.concatenate([indices for indices, _ in views])).tolist()
         expect_frames(file, video.packets, wanted)
@@ -110,7 +109,7 @@ def check_unchanged(video: VideoInfo, index: int, frame: av.VideoFrame) -> None:
 def size_error(path: str, index: int, shape: tuple[int, int], width: int, height: int) -> DecodeError:
     """The error for a frame whose size differs from that of the first, `shape`."""
     change = f"from {shape[0]}x{shape[1]} to {width}x{height} at frame {index}"
-    # the audit knows it by "size changes"
+    # the audit recognizes the cause by "size changes"
     refused = "size changes are refused by data.size_changes"
     return DecodeError(path, f"the picture changes its size {change} ({refused})")
 
@@ -118,9 +117,10 @@ def size_error(path: str, index: int, shape: tuple[int, int], width: int, height
 def read_frames(
     video: VideoInfo, wanted: list[int], in_order: bool = False, file: ByteRanges | None = None
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The frames with indices `wanted` (sorted); only what is there. Raises `DecodeError` where one is damaged.
+    """Yields the frames with the (sorted) indices `wanted`, as far as they exist. Raises `DecodeError` if one is
+    damaged.
 
-    They come in any order, and of one that comes twice the second counts. With `in_order` each comes once, in the order
+    They come in any order; if a frame comes twice, the second one counts. With `in_order` each comes once, in the order
     of the file.
     """
     if video.images:
@@ -132,7 +132,7 @@ def read_frames(
             check_size(video.path, frame, video.max_pixels)
             yield index, frame
         return
-    # by reading the file from its beginning, as its container gives it
+    # without a packet table, the file is read from its start
     indices = set(wanted)
     for index, sound in islice(sound_frames(video.path, video.max_pixels), max(wanted, default=-1) + 1):
         if index in indices:
@@ -142,8 +142,8 @@ def read_frames(
 
 
 def refused_frames(video: VideoInfo) -> list[int]:
-    """Indices of damaged frames, which are not given out, found by decoding all of the file. Raises `DecodeError` where
-    that cannot be done."""
+    """The indices of damaged frames, which are refused, found by decoding the whole file. Raises `DecodeError` if that
+    is impossible."""
     if video.images:
         damaged = []
         for index, path in enumerate(video.images):
@@ -158,10 +158,10 @@ def refused_frames(video: VideoInfo) -> list[int]:
 
 
 def all_frames(video: VideoInfo, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Every frame of `video` as it is shown, in order, scaled to `size` (height, width): uint8 [h w 3], RGB. Raises
-    `DecodeError` where one does not decode, or is damaged."""
+    """Yields every frame of `video` in presentation order, scaled to `size` (height, width): uint8 [h w 3], RGB. Raises
+    `DecodeError` if one does not decode or is damaged."""
     convert = ViewConverter.of(video, Crop(0, 0, video.width, video.height), size)
-    early: dict[int, np.ndarray] = {}  # decoded before those that are shown before them
+    early: dict[int, np.ndarray] = {}  # frames that were decoded before earlier ones
     shown = 0
     for index, frame in read_frames(video, list(range(video.num_frames)), in_order=True):
         picture = np.empty((3, *size), np.uint8)
@@ -175,8 +175,8 @@ def all_frames(video: VideoInfo, size: tuple[int, int]) -> Iterator[np.ndarray]:
 
 
 def write_video(path: Path, pictures: Iterable[np.ndarray], seconds: np.ndarray) -> None:
-    """Writes pictures, uint8 [h w 3] of even sides, as H.264 in MP4, shown at increasing times. The file appears when
-    it is whole."""
+    """Writes pictures, uint8 [h w 3] with even sides, as H.264 in MP4, with increasing times in `seconds`. The file
+    appears when it is complete."""
     times = np.round((seconds - seconds[0]) * CLOCK).astype(np.int64)
     span = int(times[-1]) if len(times) > 1 else CLOCK // 25
     mean = Fraction(max(1, len(times) - 1) * CLOCK, span).limit_denominator(1000)

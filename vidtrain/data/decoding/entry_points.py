@@ -1,5 +1,5 @@
-"""What the bits of a packet tell before it is decoded: where decoding may start, and what nothing refers to. (A
-container's keyframe flag also marks pictures that only begin a recovery.)"""
+"""Reads from the bits of a packet whether decoding can start there, and whether other pictures refer to it. (The
+container's keyframe flag is not enough: it also marks pictures that only start a gradual recovery.)"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from vidtrain.data.decoding.headers import PICTURE_PARAMETERS, SEQUENCE_PARAMETE
 H264_IDR, H264_SEI = 5, 6
 H264_PICTURES = range(1, 6)
 H264_PARAMETERS = (SEQUENCE_PARAMETERS, PICTURE_PARAMETERS)
-H264_LAYERS = (14, 15, 20, 21)  # of scalable and of multiview streams
+H264_LAYERS = (14, 15, 20, 21)  # unit types of scalable and multiview streams
 H264_REFERENCE = 0x60  # nal_ref_idc
 SEI_RECOVERY_POINT = 6
 HEVC_PICTURES = range(0, 32)
@@ -23,26 +23,26 @@ X264_BUILD = re.compile(rb"x264 - core (\d+)")
 START_CODE = re.compile(rb"\x00\x00\x01")
 MPEG4_PICTURE = re.compile(rb"\x00\x00\x01\xb6(.)", re.DOTALL)
 
-# A codec is here where a packet of MP4 or Matroska is one shown frame and its clean starts can be told.
+# Codecs for which clean entry points can be recognized, and whose packets in MP4 and Matroska are one shown frame each
 TELLING_CODECS = ("h264", "hevc", "vp9", "av1")
 
 
 @dataclass(slots=True)
 class CodedPicture:
-    """What the bits of one picture tell; False where that cannot be told."""
+    """The properties of one coded picture, read from its bits; False if they cannot be read."""
 
-    clean: bool = False  # whether this keyframe and all frames shown after it decode exactly without what came before
-    layer: int = 0  # the temporal layer of a picture of HEVC, which may refer to lower ones
+    clean: bool = False  # whether it and all frames shown after it decode exactly without earlier packets
+    layer: int = 0  # the temporal layer of a picture of HEVC, which may refer to lower layers
     disposable: bool = False  # whether no other picture of its layer refers to it
-    slices: int = 1  # in how many pieces it is, 1 where that is not looked for
-    layered: bool = False  # whether there are pictures of further views, sizes or qualities beside it
-    headers: tuple[bytes, ...] = ()  # of H.264, what `survey` looks at
+    slices: int = 1  # number of slices, for H.264 and HEVC
+    layered: bool = False  # whether its packet also has pictures of other views, sizes or qualities
+    headers: tuple[bytes, ...] = ()  # of H.264, the input of `survey`
     parameters: tuple[bytes, ...] = ()  # the parameter sets of H.264 and HEVC in its packet
 
 
 @dataclass
 class ListedPicture:
-    """One coded picture as the container lists it; `position` is None where its bytes do not lie so in the file."""
+    """One coded picture as the container lists it; `position` is None if its bytes are not contiguous in the file."""
 
     position: int | None
     size: int
@@ -54,7 +54,7 @@ class ListedPicture:
 
 
 def coded_picture(codec: str, packet: bytes, extradata: bytes) -> CodedPicture:
-    """What the bits of the picture in `packet` tell; `extradata` is the stream's configuration record."""
+    """Reads the properties of the picture in `packet`; `extradata` is the stream's configuration record."""
     if codec == "h264":
         return _h264_picture(list(_units(packet, _length_size(extradata, at=4, least=7))))
     if codec == "hevc":
@@ -83,7 +83,7 @@ def _h264_picture(units: Sequence[bytes]) -> CodedPicture:
 
 
 def _h264_clean(units: Sequence[bytes]) -> bool:
-    """An IDR picture, or an open group's first picture, whose recovery is complete at once."""
+    """Whether it is an IDR picture, or a recovery point that is complete at once (the first picture of an open GOP)."""
     for unit in units:
         kind = unit[0] & 31
         if kind == H264_SEI and _recovers_at_once(unit):
@@ -112,10 +112,10 @@ def _hevc_picture(units: Sequence[bytes]) -> CodedPicture:
 
 
 class ParametersInMidStream:
-    """Follows the parameter sets of H.264 and HEVC, which hold up to the next ones.
+    """Tracks the parameter sets of H.264 and HEVC, which are valid until the next ones.
 
-    A file put together of several has others in its middle than in its configuration record, `extradata`. Behind these,
-    decoding can begin only at packets that carry their own.
+    A file that was joined from several has parameter sets in its middle that differ from its configuration record,
+    `extradata`. After these, decoding can start only at packets with their own parameter sets.
     """
 
     def __init__(self, codec: str, extradata: bytes):
@@ -124,7 +124,7 @@ class ParametersInMidStream:
         self._other_kinds: set[int] = set()
 
     def known_at(self, picture: CodedPicture) -> bool:
-        """Whether a decoder that begins with `picture`, of the next packet, has the parameters that hold for it."""
+        """Whether a decoder that starts with `picture`, of the next packet, has the right parameter sets."""
         kinds = {self._kind(unit) for unit in picture.parameters}
         self._other_kinds.update(self._kind(unit) for unit in picture.parameters if unit not in self._record)
         return self._other_kinds <= kinds
@@ -134,30 +134,30 @@ class ParametersInMidStream:
 
 
 def pictures_apart(codec: str, packet: bytes) -> list[tuple[int, int]]:
-    """Where the pictures of a packet lie in it, as (offset, size).
+    """The pictures in a packet, as (offset, size).
 
-    Only MPEG-4 in AVI packs several, a reference picture with the B picture that is shown before it. Apart, the B
-    picture can be passed over.
+    Only MPEG-4 in AVI has several in a packet: a reference picture and the B picture that is shown before it. If they
+    are separated, the B picture can be skipped.
     """
     if codec != "mpeg4":
         return [(0, len(packet))]
     places = [match.start() for match in MPEG4_PICTURE.finditer(packet)]
-    cuts = [0, *places[1:], len(packet)]  # what precedes the first picture, headers, belongs to it
+    cuts = [0, *places[1:], len(packet)]  # headers before the first picture belong to it
     return [(first, end - first) for first, end in zip(cuts[:-1], cuts[1:], strict=True)]
 
 
 def needs_first_packet(codec: str, first_packet: bytes, pixel_format: str) -> bool:
-    """Whether frames decode right only after the file's first packet, so that there is no other start.
+    """Whether frames decode correctly only after the file's first packet, so that decoding cannot start elsewhere.
 
-    FFmpeg makes up for two errors of old x264 encoders, in direct prediction before build 34 and in 4:4:4 before build
-    151. It knows them by a note in the first packet.
+    FFmpeg corrects two errors of old x264 encoders, in direct prediction before build 34 and in 4:4:4 before build 151.
+    It recognizes these encoders by a note in the first packet.
     """
     note = X264_BUILD.search(first_packet) if codec == "h264" else None
     return note is not None and int(note[1]) < (151 if "444" in pixel_format else 34)
 
 
 def _length_size(extradata: bytes, at: int, least: int) -> int | None:
-    """How many bytes tell a unit's length, as in MP4 and Matroska; None where start codes stand between units."""
+    """The number of bytes of a unit's length, in MP4 and Matroska; None if units are separated by start codes."""
     return (extradata[at] & 3) + 1 if len(extradata) >= least and extradata[0] == 1 else None
 
 
@@ -179,7 +179,7 @@ def _units(packet: bytes, length_size: int | None) -> Iterator[bytes]:
 
 def _recovers_at_once(unit: bytes) -> bool:
     """Whether an H.264 SEI unit holds a recovery point with recovery_frame_cnt 0 (ITU-T H.264, D.1.8)."""
-    payload = unit[1:].replace(b"\0\0\3", b"\0\0")  # emulation prevention bytes carry nothing
+    payload = unit[1:].replace(b"\0\0\3", b"\0\0")  # removes emulation prevention bytes
     at = 0
     while at + 2 < len(payload):
         kind, at = _sei_number(payload, at)
@@ -191,7 +191,7 @@ def _recovers_at_once(unit: bytes) -> bool:
 
 
 def _sei_number(payload: bytes, at: int) -> tuple[int, int]:
-    """A number written as a sum of bytes, all 255 but the last, and the place behind it."""
+    """Reads a number that is coded as a sum of bytes, all 255 except the last; also returns the next offset."""
     total = 0
     while at < len(payload) and payload[at] == 255:
         total, at = total + 255, at + 1

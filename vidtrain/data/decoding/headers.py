@@ -1,11 +1,11 @@
-"""Reading coded pictures' headers bit by bit, of H.264 and AV1, before anything is decoded.
+"""Reads the headers of coded pictures of H.264 and AV1 bit by bit, without decoding.
 
-H.264: which pictures are fields (a frame may be coded as two, which some containers keep as two packets), and whether
-frame numbers run on. Section numbers are those of ITU-T H.264.
+H.264: which pictures are fields (a frame may be coded as two fields, which some containers store as two packets), and
+whether frame numbers are consecutive. Section numbers are those of ITU-T H.264.
 
-AV1: whether pictures leave anything behind, which they do through the reference slots that they refresh. (VP9's may
-also hand on probabilities and motion.) Section numbers are those of the AV1 bitstream specification, version 1.0.0 with
-errata 1.
+AV1: whether other pictures can refer to a picture, which is so if it refreshes a reference slot. (VP9's pictures may
+also pass on probabilities and motion vectors.) Section numbers are those of the AV1 bitstream specification, version
+1.0.0 with errata 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,23 +13,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MOST_BYTES = 512  # no header that is read here takes more
+MOST_BYTES = 512  # no header that is read here is longer
 
 IDR, SEQUENCE_PARAMETERS, PICTURE_PARAMETERS = 5, 7, 8  # nal_unit_type, table 7-1
-# Profiles whose sequence parameters tell of chroma and of scaling matrices, 7.3.2.1.1
+# Profiles whose sequence parameters have chroma format and scaling matrices, 7.3.2.1.1
 HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
-COLORS_APART = 3  # chroma_format_idc of 4:4:4, whose planes may be coded apart
-SLICE_HEAD = 24  # bytes of a slice that are kept: its header's first fields take no more
+COLORS_APART = 3  # chroma_format_idc of 4:4:4, whose planes may be coded separately
+SLICE_HEAD = 24  # bytes of a slice that are kept: the first fields of its header are not longer
 B_SLICES = (1, 6)  # slice_type, 7.4.3
 
 SEQUENCE_HEADER, FRAME_HEADER, FRAME = 1, 3, 6  # obu_type, 6.2.2
 KEY_FRAME, INTRA_ONLY, SWITCH = 0, 2, 3  # frame_type, 6.8.2
 SELECTED_BY_FRAME = 2  # of seq_force_screen_content_tools and seq_force_integer_mv, 6.4.1
-CONFIGURATION_BYTES = 4  # of an av1C record, before the units that it carries
+CONFIGURATION_BYTES = 4  # of an av1C record, before its units
 
 
 class Bits:
-    """Reads numbers of a given count of bits, the highest first; raises IndexError past the end."""
+    """Reads numbers of a given number of bits, most significant first; raises IndexError after the end."""
 
     def __init__(self, data: bytes):
         data = data[:MOST_BYTES]
@@ -43,7 +43,7 @@ class Bits:
         return self._value >> self._left & ((1 << count) - 1)
 
     def golombs(self, count: int) -> list[int]:
-        """That many numbers in Exp-Golomb code: n zeros, then n + 1 bits (ITU-T H.264, 9.1)."""
+        """Reads `count` numbers in Exp-Golomb code: n zeros, then n + 1 bits (ITU-T H.264, 9.1)."""
         left, numbers = self._left, []
         rest = self._value & ((1 << left) - 1)
         for _ in range(count):
@@ -62,7 +62,7 @@ class Bits:
 
 
 class _Sequence(NamedTuple):
-    """What of the sequence parameters decides where a slice header's fields lie."""
+    """The sequence parameters on which the layout of a slice header depends."""
 
     frame_num_bits: int
     planes_apart: bool
@@ -70,7 +70,7 @@ class _Sequence(NamedTuple):
 
 
 class _Slice(NamedTuple):
-    """`parity` is 0 for a frame, 1 for a top field and 2 for a bottom field."""
+    """The fields of a slice header. `parity` is 0 for a frame, 1 for a top field and 2 for a bottom field."""
 
     kind: int
     frame_num: int
@@ -82,20 +82,20 @@ class _Slice(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What the headers of a stream's pictures tell, one packet each."""
+    """Facts from the headers of a stream's pictures, one packet each."""
 
-    second: list[bool]  # whether each is the second field of the frame whose first field is the packet before
-    paired: bool  # whether every field has its other one
-    regular: bool  # whether frame numbers run on; else a decoder makes up for missing pictures from its last ones
+    second: list[bool]  # whether each packet is the second field of the frame that starts in the packet before
+    paired: bool  # whether every field has its partner
+    regular: bool  # whether frame numbers are consecutive; if not, a decoder replaces missing pictures by earlier ones
     has_b: bool  # whether there are B pictures
 
 
 def survey(extradata: bytes, pictures: Sequence[Sequence[bytes]]) -> Survey:
-    """What the headers say: `pictures` holds for each packet its parameter sets, and how its first and last slice
-    begin.
+    """Reads the headers of a stream: `pictures` holds for each packet its parameter sets, and the first bytes of its
+    first and last slice.
 
-    `extradata` is the stream's configuration record, if any. Pictures whose headers are damaged or absent count as
-    frames of any number.
+    `extradata` is the stream's configuration record, if any. Pictures with damaged or missing headers count as frames
+    with any frame number.
     """
     parameters = _Parameters()
     parameters.learn_record(extradata)
@@ -115,20 +115,20 @@ def survey(extradata: bytes, pictures: Sequence[Sequence[bytes]]) -> Survey:
 
 
 def frames_only(extradata: bytes) -> bool:
-    """Whether the configuration record says that no picture is a field."""
+    """Whether no picture is a field, by the configuration record."""
     parameters = _Parameters()
     parameters.learn_record(extradata)
     return parameters.frames_only
 
 
 def _completes(first: _Slice, other: _Slice) -> bool:
-    """Whether two pictures are the fields of one frame (7.4.1.2.4)."""
+    """Whether two pictures are fields of the same frame (7.4.1.2.4)."""
     opposite = other.parity == 3 - first.parity
     return opposite and (first.frame_num, first.reference) == (other.frame_num, other.reference)
 
 
 def _run_on(frames: Sequence[_Slice | None]) -> bool:
-    """Whether each frame's number is one more than that of the last one that others may refer to (7.4.3)."""
+    """Whether each frame's number is one more than that of the last reference frame (7.4.3)."""
     last: int | None = None
     for frame in frames:
         if frame is None:
@@ -146,7 +146,7 @@ def _run_on(frames: Sequence[_Slice | None]) -> bool:
 
 
 class _Parameters:
-    """The parameter sets that have been seen, by their numbers."""
+    """The parameter sets read so far, by their numbers."""
 
     def __init__(self) -> None:
         self._sequences: dict[int, _Sequence] = {}
@@ -157,7 +157,7 @@ class _Parameters:
         return bool(self._sequences) and all(sequence.frames_only for sequence in self._sequences.values())
 
     def learn_record(self, extradata: bytes) -> None:
-        """Takes the parameter sets of an avcC record, each behind its length; another kind has none to take."""
+        """Reads the parameter sets of an avcC record, each after its length; other kinds of records are ignored."""
         if len(extradata) < 7 or extradata[0] != 1:
             return
         at = 5
@@ -170,7 +170,7 @@ class _Parameters:
                     at += 2 + size
 
     def read(self, units: Sequence[bytes]) -> _Slice | None:
-        """The picture of a packet; None where its headers end early, or refer to absent parameters."""
+        """The picture of a packet; None if its headers are truncated, or refer to missing parameter sets."""
         try:
             slices = [unit for unit in units if not self._learn(unit)] if len(units) > 1 else units
             first = self._slice(slices[0])
@@ -181,7 +181,7 @@ class _Parameters:
         return first
 
     def _learn(self, unit: bytes) -> bool:
-        """Whether the unit is a parameter set, which is kept."""
+        """Stores the unit if it is a parameter set; returns whether it is."""
         kind = unit[0] & 31
         if kind == SEQUENCE_PARAMETERS:
             number, sequence = _sequence(_payload(unit))
@@ -207,13 +207,13 @@ class _Parameters:
 
 def _payload(unit: bytes) -> Bits:
     data = unit[1:]
-    if b"\0\0\3" in data:  # emulation prevention bytes carry nothing
+    if b"\0\0\3" in data:  # removes emulation prevention bytes
         data = data.replace(b"\0\0\3", b"\0\0")
     return Bits(data)
 
 
 def _sequence(bits: Bits) -> tuple[int, _Sequence]:
-    """Section 7.3.2.1.1, up to frame_mbs_only_flag: the number of the parameter set and what is in it."""
+    """Section 7.3.2.1.1, up to frame_mbs_only_flag: the number of the parameter set, and its content."""
     profile = bits.read(8)
     bits.read(8 + 8)  # constraints, level
     number = bits.golomb()
@@ -241,7 +241,7 @@ def _sequence(bits: Bits) -> tuple[int, _Sequence]:
 
 
 def _skip_matrices(bits: Bits, count: int) -> None:
-    """Section 7.3.2.1.1.1: a list ends early where its next value is 0. Codes count 0, 1, -1, 2, -2 and so on."""
+    """Section 7.3.2.1.1.1: a list ends early if its next value is 0. Codes stand for 0, 1, -1, 2, -2 and so on."""
     for matrix in range(count):
         if not bits.read(1):
             continue
@@ -255,9 +255,9 @@ def _skip_matrices(bits: Bits, count: int) -> None:
 
 @dataclass(frozen=True)
 class _Av1Sequence:
-    """What of a sequence header decides where a frame header's fields lie."""
+    """The fields of a sequence header on which the layout of a frame header depends."""
 
-    frame_id_bits: int  # 0: frames carry none
+    frame_id_bits: int  # 0: frames have no id
     force_screen_content_tools: int
     force_integer_mv: int
     order_hint_bits: int
@@ -265,10 +265,10 @@ class _Av1Sequence:
 
 
 def leaves_nothing(packet: bytes, extradata: bytes) -> bool:
-    """Whether every picture in `packet` refreshes no reference slot, so that no other picture can refer to it.
+    """Whether no picture in `packet` refreshes a reference slot, so that no other picture can refer to it.
 
-    False without a sequence header in `extradata` (an av1C record, or the units alone), for streams with a decoder
-    model, and for packets that only show a picture decoded earlier.
+    False if `extradata` (an av1C record, or only its units) has no sequence header, for streams with a decoder model,
+    and for packets that only show a picture decoded earlier.
     """
     try:
         sequence = _sequence_header(extradata)
@@ -279,12 +279,12 @@ def leaves_nothing(packet: bytes, extradata: bytes) -> bool:
             return False
         frames = [body for kind, body in units if kind in (FRAME_HEADER, FRAME)]
         return bool(frames) and all(_refreshes_nothing(body, sequence) for body in frames)
-    except IndexError:  # the packet ends within a header: it is the decoder's to judge
+    except IndexError:  # the packet ends within a header: the decoder will report that
         return False
 
 
 def has_layers(extradata: bytes) -> bool:
-    """Whether the stream can be decoded in several layers, of time or quality, as the sequence header says."""
+    """Whether the stream has several layers, of time or quality, by the sequence header."""
     try:
         sequence = _sequence_header(extradata)
     except IndexError:
@@ -293,7 +293,7 @@ def has_layers(extradata: bytes) -> bool:
 
 
 def _sequence_header(extradata: bytes) -> _Av1Sequence | None:
-    """The header in `extradata`; None where there is none, or one of a kind that is not read here."""
+    """The sequence header in `extradata`; None if there is none, or if its kind is not supported here."""
     is_record = extradata[:1] == b"\x81"  # marker and version
     units = _obus(extradata[CONFIGURATION_BYTES:] if is_record else extradata)
     for kind, body in units:

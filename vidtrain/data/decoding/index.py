@@ -1,4 +1,4 @@
-"""The per-file index: what reading a file found, done once and kept on disk for all workers and runs."""
+"""The video index: the metadata of files, which are read once and stored on disk for all workers and runs."""
 
 import json
 import logging
@@ -25,13 +25,13 @@ from vidtrain.files.folders import check_links
 
 log = logging.getLogger(__name__)
 
-# The version of the entries, which also depend on the decoder that read them; those of another format are made anew
+# The version of entries, which depend on the decoder too; entries of another version are read again from the files
 FORMAT = "6 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
-# Pixels that are not square: shown as if they were, or as players show them
+# Pixels that are not square are read as if they were square, or are scaled as players do
 SAMPLE_ASPECTS = ("ignore", "apply")
-MOST_BYTES = 1 << 30  # of an entry that is unpacked: 20 million frames
-REMEMBERED_BYTES = 64 << 20  # per process
-WAIT_SECONDS = 20.0  # for another process that is writing; well below the time limit of a file
+MOST_BYTES = 1 << 30  # limit of an unpacked entry: 20 million frames
+REMEMBERED_BYTES = 64 << 20  # size of the memory cache of a process
+WAIT_SECONDS = 20.0  # time to wait for a process that writes; well below the time limit of a file
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS videos (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, format TEXT,"
     " entry BLOB) WITHOUT ROWID"
@@ -39,12 +39,12 @@ SCHEMA = (
 
 
 class VideoIndex:
-    """What is known of video files, by path, size and time of modification; those with pictures of more than
-    `max_pixels` cannot be read. `sample_aspect` is one of `SAMPLE_ASPECTS`.
+    """The metadata of video files, by path, size and modification time. Files with pictures of more than `max_pixels`
+    cannot be read. `sample_aspect` is one of `SAMPLE_ASPECTS`.
 
-    `path` is an SQLite file, one per dataset, shared by any number of processes; None keeps nothing on disk. Worker
-    processes get its path and open it for themselves. Raises `UserError` where the file cannot be made, or is something
-    else. Where it fails later, a warning says so, and files are read again.
+    `path` is an SQLite file, one for each dataset, shared by any number of processes; with None nothing is stored on
+    disk. Worker processes open it themselves. Raises `UserError` if the file cannot be created, or is no index. If it
+    fails later, a warning is logged, and files are read again.
     """
 
     def __init__(self, path: Path | None, max_pixels: int = MAX_PIXELS, sample_aspect: str = "ignore"):
@@ -56,8 +56,8 @@ class VideoIndex:
         self._warned = False
         self._remembered: OrderedDict[tuple, VideoInfo] = OrderedDict()
         self._remembered_bytes = 0
-        self._shards: set[str] = set()  # tar files whose own index was taken over, or that have none
-        self._shipped: dict[str, bytes] = {}  # ... where nothing is kept on disk
+        self._shards: set[str] = set()  # tar files whose own index was imported, or that have none
+        self._shipped: dict[str, bytes] = {}  # imported entries, if nothing is stored on disk
         if path is not None:
             check_links(path.parent)
             try:
@@ -69,9 +69,9 @@ class VideoIndex:
                 raise UserError(f"the video index {path} cannot be used ({error}); {way}") from error
 
     def info(self, video: str, frame_rate: float | None = None, whole: bool = False) -> VideoInfo:
-        """What the file `video` holds, read if it is new or has changed. Raises `DecodeError`. With a `frame_rate` it
-        is a folder of images, which is listed anew in each process. Of a file in a store as much is fetched as it
-        takes, or, for a reader that fetches the `whole` file anyway, all."""
+        """The metadata of the file `video`, which is read if it is new or has changed. Raises `DecodeError`. With a
+        `frame_rate` it is a folder of images, which is listed in each process. From a file in a store only the needed
+        parts are fetched or, for a reader that fetches the `whole` file anyway, the whole file."""
         try:
             key = (video, *file_status(video))
         except (OSError, ValueError) as error:  # ValueError: a zero byte, which no path has
@@ -87,7 +87,7 @@ class VideoIndex:
             info = read_metadata(video, self._max_pixels, whole)
             if self._path is not None:
                 self._insert([(os.fsencode(video), *key[1:], FORMAT, pack(info))])
-        elif cause := larger(info.width, info.height, self._max_pixels):  # read when more were allowed
+        elif cause := larger(info.width, info.height, self._max_pixels):  # the limit was higher when it was read
             raise DecodeError(video, cause)
         if self._sample_aspect == "apply":
             info = info.with_square_pixels()
@@ -97,7 +97,7 @@ class VideoIndex:
         return info
 
     def known(self, video: str) -> VideoInfo | None:
-        """What `info` would give of a file, without asking a store or reading it; None where that is not known."""
+        """The result of `info` if it is known without reading the file or asking a store, else None."""
         status = known_status(video)
         if status is None:
             return None
@@ -106,7 +106,7 @@ class VideoIndex:
         return None
 
     def known_digest(self, video: str, size: int, modified: int) -> bytes | None:
-        """The hash of a file's contents when it had this size and time of modification; None where it is not known."""
+        """The hash of a file's content when it had this size and modification time; None if unknown."""
         info = self._read((video, size, modified))
         return info.digest if info is not None and info.digest else None
 
@@ -124,14 +124,14 @@ class VideoIndex:
             assert self._path is not None
             self._inherited.append(self._database)  # closing it here would touch the locks of its owner
             connection = sqlite3.connect(self._path, timeout=WAIT_SECONDS, check_same_thread=False)
-            # nothing in it that cannot be made again, so no write waits for the disk
+            # all entries can be read again from the files, so writes need not wait for the disk
             connection.execute("PRAGMA synchronous=OFF")
             self._database = os.getpid(), connection
         return self._database[1]
 
     def _take_shard_index(self, key: tuple[str, int, int]) -> bool:
-        """Takes over the index beside the tar file that the video is in; whether that was new. Raises `UserError` where
-        it is the one of another tar file."""
+        """Imports the index beside the tar file that contains the video; returns whether entries were added. Raises
+        `UserError` if the index belongs to another tar file."""
         path, _, modified = key
         member = member_of(path)
         if member is None or member.archive in self._shards:
@@ -191,22 +191,22 @@ class VideoIndex:
 
 @lru_cache(maxsize=1)
 def opened_index(path: Path | None, max_pixels: int) -> VideoIndex:
-    """The index that this process used last, whose connection is kept for the next file."""
+    """An index; that of the last call is reused, so that its connection stays open for the next file."""
     return VideoIndex(path, max_pixels)
 
 
 def _weight(video: VideoInfo) -> int:
-    """About how many bytes it takes in memory: its arrays of 8, 8, 8, 4, 4, 4, 1 and 1 bytes a frame."""
+    """The approximate size in memory in bytes; the arrays have 8, 8, 8, 4, 4, 4, 1 and 1 bytes per frame."""
     return 1000 + 40 * video.num_frames + sum(50 + len(image) for image in video.images)
 
 
-# Arrays are kept as differences, which compress to a byte or two a frame
+# Arrays are stored as differences, which compress to one or two bytes per frame
 ARRAYS: dict[str, type] = {"positions": np.int64, "sizes": np.int32, "order": np.int32, "starts": np.int32}
 ARRAYS |= {"disposable": bool, "second": bool}
 
 
 def pack(video: VideoInfo) -> bytes:
-    """A `VideoInfo`, all but its path, as bytes."""
+    """A `VideoInfo` without its path, as bytes."""
     table = video.packets
     arrays = {"ticks": video.ticks}
     head: dict[str, object] = {
@@ -228,12 +228,12 @@ def pack(video: VideoInfo) -> bytes:
 
 
 def unpack(path: str, entry: bytes) -> VideoInfo:
-    """The inverse of `pack`. Raises `ValueError` for what it did not make."""
+    """The inverse of `pack`. Raises `ValueError` for bytes that `pack` did not make."""
     try:
         video = _unpacked(path, entry)
         _check_entry(video)
         return video
-    # of a row that is of another type or lacks a part, of nested JSON, of numbers that fit nowhere
+    # raised for rows of another type or with missing parts, deeply nested JSON, and numbers out of range
     except (zlib.error, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
         raise ValueError(f"an entry is damaged: {type(error).__name__}: {error}") from error
 
@@ -242,7 +242,7 @@ def _unpacked(path: str, entry: bytes) -> VideoInfo:
     decompress = zlib.decompressobj()
     data = decompress.decompress(entry, MOST_BYTES)
     if not decompress.eof:
-        raise ValueError(f"an entry is cut, or of more than {MOST_BYTES} bytes")
+        raise ValueError(f"an entry is truncated, or has more than {MOST_BYTES} bytes")
     length = int.from_bytes(data[:4], "little")
     head = json.loads(data[4 : 4 + length])
     at, arrays = 4 + length, {}
@@ -262,9 +262,9 @@ def _unpacked(path: str, entry: bytes) -> VideoInfo:
 
 
 def _check_entry(video: VideoInfo) -> None:
-    """Raises `ValueError` for an entry of wrong types or values, or that points outside itself."""
+    """Raises `ValueError` for an entry with wrong types, values or indices."""
     table, whole = video.packets, (video.width, video.height, video.rotation)
-    sound = (
+    valid = (
         all(type(number) is int for number in whole)
         and min(video.width, video.height) > 0
         and video.rotation in (0, 90, 180, 270)
@@ -274,9 +274,9 @@ def _check_entry(video: VideoInfo) -> None:
         and video.num_frames > 0
         and len(video.digest) in (0, 16)
     )
-    if sound and table is not None:
+    if valid and table is not None:
         packets = len(table.positions)
-        sound = (
+        valid = (
             type(table.codec) is type(table.tag) is str
             and all(type(number) is int and number >= 0 for number in (table.width, table.height, *table.color))
             and len(table.color) == 2
@@ -286,5 +286,5 @@ def _check_entry(video: VideoInfo) -> None:
             and bool((table.positions >= 0).all() and (table.sizes >= 0).all())
             and all(numbers.min() >= 0 and numbers.max() < packets for numbers in (table.order, table.starts))
         )
-    if not sound:
-        raise ValueError("an entry is not what reading a file finds")
+    if not valid:
+        raise ValueError("an entry has values that no file has")

@@ -1,8 +1,8 @@
-"""Finding out what a file holds: frames, times, size, and where its packets lie. Done once per file.
+"""Reads the metadata of a file: frames, times, size, and the byte ranges of its packets. Done once for each file.
 
-Undecoded packets are believed of MP4 and Matroska with codecs whose bits say where decoding can start. All else is
-decoded twice, once as its container gives it and once from byte ranges; it is read from byte ranges later only where
-both gave the same pixels.
+For MP4 and Matroska with codecs in `TELLING_CODECS`, the metadata are read from the packets without decoding. Other
+files are decoded twice, in order and from byte ranges; only if both give the same pixels, they are read from byte
+ranges later.
 """
 
 import hashlib
@@ -52,14 +52,15 @@ from vidtrain.data.stores.outlines import outlined, worth_outlining
 from vidtrain.data.stores.places import is_plain
 from vidtrain.errors import UserError
 
-# Containers that give every frame a presentation time.
+# Containers that store a presentation time for every frame
 TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-# Codecs whose bare streams state the rate of frames, not that of a clock with several ticks a frame
+# Codecs whose raw streams state the frame rate, not the rate of a clock with several ticks per frame
 RATED_CODECS = ("h264", "hevc")
-HIGHEST_CODED_RATE = 300  # frames per second; what is more is the rate of such a clock after all
-# Matroska counts a packet's position from its block's header, whose length varies.
+HIGHEST_CODED_RATE = 300  # frames per second; a higher number is the rate of a clock
+# In Matroska a packet's position is that of its block's header, which has at most this many bytes
 HEADER = 64
-# What is fetched of a file in a store: so many first packets, so many bytes of each keyframe, and of the file at most
+# Of a file in a store, this many first packets and this many bytes of each keyframe are fetched, at most this share of
+# the file
 OPENING = 32
 KEY_HEAD = 4 << 10
 MOST_OUTLINED = 0.5
@@ -69,8 +70,8 @@ NUMBER = re.compile(r"(\d+)")
 
 
 def read_metadata(path: str, max_pixels: int = MAX_PIXELS, whole: bool = True) -> VideoInfo:
-    """What the video file at `path` holds. Raises `DecodeError` where it cannot be read as a video, and for pictures of
-    more than `max_pixels`.
+    """The metadata of the video file at `path`. Raises `DecodeError` if it cannot be read as a video, and for pictures
+    of more than `max_pixels`.
 
     Where `whole` is not needed, little is fetched of an MP4 file in a store: then its `digest` is empty, and all its
     pictures are taken for ones that others refer to. `objects.used` counts the large files of which that does not do.
@@ -89,19 +90,19 @@ def read_metadata(path: str, max_pixels: int = MAX_PIXELS, whole: bool = True) -
             return outline
         with opened(path, max_pixels) as (container, stream), opened_whole(path) as file:
             scan = _Scan(container, stream, file, max_pixels)
-            first = scan.first  # headers may have said something else, or nothing
+            first = scan.first  # its size may differ from that in the headers
             if first is not None and (cause := larger(first.width, first.height, max_pixels)):
                 raise DecodeError(path, cause)
             video = scan.believed(path)
         digest = file_digest([path])
-        # where a picture seems to be missing, what others decode to depends on where decoding began
+        # if a picture is missing, the pixels of others depend on where decoding started
         if video is None or not scan.survey.regular:
             try:
                 video = _decoded(path, scan)
             except DecodeError:
-                if video is None:  # else one does not decode, and the others can still be read
+                if video is None:  # otherwise the frames that decode can still be read
                     raise
-    except OSError as error:  # storage, not the file: FFmpeg's own errors are DecodeErrors by now
+    except OSError as error:  # an error of the storage; FFmpeg's errors were converted to DecodeError
         raise DecodeError(path, error.strerror or str(error)) from error
     if in_parts:
         objects.count(whole=1)
@@ -109,14 +110,14 @@ def read_metadata(path: str, max_pixels: int = MAX_PIXELS, whole: bool = True) -
 
 
 def _outlined(path: str, max_pixels: int) -> VideoInfo | None:
-    """As `read_metadata`, of the boxes of a file in a store, its first packets and how its keyframes begin. None where
-    that does not do, or the file is of another kind. Raises `OSError`."""
+    """The metadata of an MP4 file in a store, from its boxes, its first packets and the first bytes of its keyframes.
+    None if these do not suffice, or for another kind of file. Raises `OSError`."""
     with outlined(path) as outline:
         if outline is None:
             return None
         try:
             with opened(path, max_pixels) as (_, stream):
-                # of packets that are empty, demuxing would not tell which are keyframes
+                # keyframes are read from the index: demuxing does not report them for packets that were not fetched
                 packets = [(entry.pos, entry.size, entry.is_keyframe) for entry in stream.index_entries]
             ranges = [(place, place + size) for place, size, _ in packets[:OPENING]]
             ranges += [(place, place + min(size, KEY_HEAD)) for place, size, key in packets[OPENING:] if key]
@@ -126,7 +127,7 @@ def _outlined(path: str, max_pixels: int) -> VideoInfo | None:
             with opened(path, max_pixels) as (container, stream), opened_whole(path) as file:
                 scan = _Scan(container, stream, file, max_pixels, {place for place, _, key in packets if key})
                 video = scan.believed(path)
-        except DecodeError:  # which reading all of it finds again, or not
+        except DecodeError:  # the whole file is read next, and may be readable
             return None
     if video is None or not scan.survey.regular or larger(video.width, video.height, max_pixels):
         return None
@@ -134,7 +135,7 @@ def _outlined(path: str, max_pixels: int) -> VideoInfo | None:
 
 
 def file_digest(paths: Sequence[str]) -> bytes:
-    """The BLAKE2b hash of what the files hold, one after the other (16 bytes)."""
+    """The BLAKE2b hash of the concatenated content of the files (16 bytes)."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         with opened_whole(path) as file:
@@ -145,9 +146,9 @@ def file_digest(paths: Sequence[str]) -> bytes:
 
 
 class _Scan:
-    """The pictures of a stream in decoding order, its first frame, and how to set up a decoder for it.
+    """The coded pictures of a stream in decoding order, its first frame, and the setup of a decoder.
 
-    Of a file that holds its first packets and how its keyframes begin alone, `keys` says where those lie.
+    If only the first packets and the first bytes of keyframes were fetched, `keys` holds the positions of keyframes.
     """
 
     first: av.VideoFrame | None = None
@@ -179,11 +180,11 @@ class _Scan:
         for packet in container.demux(stream):
             if self.first is None:
                 self.first = next(iter(decoder.decode(packet)), None)
-            if packet.size == 0:  # the end of the stream, which lets a delayed first frame out
+            if packet.size == 0:  # the end of the stream; it flushes a delayed first frame
                 continue
             data = bytes(packet)
             self.opening = self.opening or data
-            # a second set of headers in mid-file would be lost between byte ranges
+            # a second set of headers in the middle of the file would be lost when byte ranges are read
             self.sound = self.sound and not packet.is_corrupt and not packet.has_sidedata("new_extradata")
             watchdog.progress()
             place = _place(packet, data, file)
@@ -216,7 +217,7 @@ class _Scan:
         )
 
     def _coded(self, packet: av.Packet, data: bytes, extradata: bytes) -> tuple[bool, CodedPicture]:
-        """Whether the packet is a keyframe, and what its bits tell where they are there."""
+        """Whether the packet is a keyframe, and its properties, or default ones if its bytes were not fetched."""
         keyframe = packet.is_keyframe if self.keys is None else packet.pos in self.keys
         if self.keys is None or keyframe or len(self.pictures) < OPENING:
             return keyframe, coded_picture(self.codec, data, extradata)
@@ -229,17 +230,19 @@ class _Scan:
         for picture, second in zip(self.pictures, result.second, strict=True):
             if second:  # decoding cannot start there
                 picture.keyframe = picture.clean = False
-        # of fields whose headers are not there nobody knows which belong together
+        # fields cannot be paired if their headers were not fetched
         return replace(result, paired=result.paired and (self.keys is None or frames_only(extradata)))
 
     def _disposable(self, second: np.ndarray, extradata: bytes) -> tuple[np.ndarray, bool]:
-        """Which pictures nothing refers to, and whether that must be tried, as the stream is unusual."""
+        """Which pictures no other refers to, bool [m], and whether the stream is unusual, so that this must be
+        tested."""
         coded = [picture.coded for picture in self.pictures]
-        top_layer = max((picture.layer for picture in coded), default=0)  # which may refer to lower ones
-        disposable = np.array([one.disposable and one.layer == top_layer for one in coded], dtype=bool)
-        firsts = np.flatnonzero(second) - 1
-        # a frame's two fields go together
-        disposable[firsts] = disposable[firsts + 1] = disposable[firsts] & disposable[firsts + 1]
+        top_layer = max((picture.layer for picture in coded), default=0)
+        disposable = np.array([picture.disposable and picture.layer == top_layer for picture in coded], dtype=bool)
+        first_fields = np.flatnonzero(second) - 1
+        # a frame is disposable if both of its fields are
+        both = disposable[first_fields] & disposable[first_fields + 1]
+        disposable[first_fields] = disposable[first_fields + 1] = both
         several = any(picture.slices > 1 or picture.layered for picture in coded)
         layered = self.codec == "av1" and has_layers(extradata)
         if self.keys is not None:
@@ -251,9 +254,9 @@ class _Scan:
         return all(picture.position is not None for picture in self.pictures)
 
     def believed(self, path: str) -> VideoInfo | None:
-        """What the packets tell, having decoded the first frame only; None where they cannot be relied on."""
-        firsts = np.flatnonzero(~self.setup.second)
-        times = [self.pictures[number].pts for number in firsts.tolist()]
+        """The metadata from the packets, without decoding more than the first frame; None if they are not reliable."""
+        first_parts = np.flatnonzero(~self.setup.second)
+        times = [self.pictures[number].pts for number in first_parts.tolist()]
         if not self.timed or self.codec not in TELLING_CODECS or self.first is None or None in times:
             return None
         if not self.sound or not self.survey.paired or any(picture.hidden for picture in self.pictures):
@@ -262,9 +265,9 @@ class _Scan:
             return None
         ticks = np.array(times, dtype=np.int64)
         if self.reorders and (np.diff(ticks) > 0).all() and (self.survey.has_b or self.keys is not None):
-            return None  # pictures are reordered, but not by these times, which are those of decoding
-        order = firsts[np.argsort(ticks)].astype(np.int32)
-        # pictures that lead the first keyframe are in the file but cannot be decoded, so they are never shown
+            return None  # pictures are reordered, so these are decode times
+        order = first_parts[np.argsort(ticks)].astype(np.int32)
+        # pictures shown before the first keyframe cannot be decoded
         if order[0] != 0 or not self.pictures[0].clean or self.first.pts != times[0] or not self.in_place:
             return None
         starts = np.flatnonzero([picture.clean for picture in self.pictures]).astype(np.int32)
@@ -287,16 +290,16 @@ def _like_first(
     aspect: Fraction,
     table: PacketTable | None = None,
 ) -> VideoInfo:
-    """A video that is shown as its first frame says."""
+    """The metadata of a video with the size and orientation of its first frame."""
     rotation, mirrored = way = orientation_of(first)
     width, height = displayed_size(first.width, first.height, way)
     return VideoInfo(path, ticks, tick, width, height, rotation, table, mirrored=mirrored, aspect=aspect)
 
 
 def _rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
-    """Frames per second as the file states them, for where times do not tell; None where it does not."""
+    """The frame rate that the file states, for files without usable times; None if it does not state one."""
     decoder = stream.codec_context
-    # FFmpeg guesses among the usual rates, and takes 25 for others
+    # FFmpeg guesses among common rates, and uses 25 for others
     coded = decoder.framerate if decoder.codec.canonical_name in RATED_CODECS else None
     if coded and coded <= HIGHEST_CODED_RATE and not states_decode_times(container.format):
         return coded
@@ -304,7 +307,7 @@ def _rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
 
 
 def _place(packet: av.Packet, data: bytes, file: LocalFile) -> int | None:
-    """Where in the file the bytes of a packet lie; None where they are not found."""
+    """The position in the file of a packet's bytes; None if they are not found."""
     if packet.pos is None or packet.pos < 0:
         return None
     offset = bytes(file.read_at(packet.pos, len(data) + HEADER)).find(data)
@@ -312,7 +315,7 @@ def _place(packet: av.Packet, data: bytes, file: LocalFile) -> int | None:
 
 
 def _decoded(path: str, scan: _Scan) -> VideoInfo:
-    """What decoding the whole file in order gives."""
+    """The metadata from decoding the whole file in order."""
     first, times, let_out, shown = None, [], [], []
     with opened(path, scan.max_pixels) as (container, stream):
         stated = states_shown_times(container.format)
@@ -332,8 +335,8 @@ def _decoded(path: str, scan: _Scan) -> VideoInfo:
 
 
 def read_image_folder(folder: str, frame_rate: float, max_pixels: int = MAX_PIXELS) -> VideoInfo:
-    """The images of `folder` as a video of `frame_rate` frames a second, in the order of the numbers in their names.
-    Raises `DecodeError` where there is none, or the first does not decode or has more than `max_pixels`."""
+    """The images of `folder` as a video with `frame_rate` frames per second, ordered by the numbers in their names.
+    Raises `DecodeError` if there is none, or if the first does not decode or has more than `max_pixels`."""
     try:
         names = image_names(folder)
     except OSError as error:
@@ -354,16 +357,16 @@ def read_image_folder(folder: str, frame_rate: float, max_pixels: int = MAX_PIXE
 
 
 def check_frame_rate(frame_rate: float) -> None:
-    """Raises `UserError` for a rate that is none."""
+    """Raises `UserError` for an invalid frame rate."""
     if not 1e-3 <= frame_rate <= 1e5:
         raise UserError(f"dataset.source.frame_rate={frame_rate}: must be images a second, 0.001 to 100000")
 
 
 def image_names(folder: str) -> list[str]:
-    """The names of the images in `folder`, hidden files left out, in no certain order."""
+    """The names of the images in `folder` without hidden files, unordered."""
     return [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """So that img_2 comes before img_10."""
+    """A sort key with which img_2 comes before img_10."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in NUMBER.split(name)]

@@ -1,13 +1,13 @@
-"""Reading coded pictures straight from their byte ranges: no container is opened, and only what is needed decoded.
+"""Decodes coded pictures from their byte ranges, without opening a container, and only those that are needed.
 
-Opening a container costs more than decoding a few frames, as it decodes to find out what the `PacketTable` says.
+Opening a container costs more than decoding a few frames, as FFmpeg decodes to find facts that the `PacketTable` holds.
 
-Decoders make up what a damaged picture lacks from what they decoded before it, so a frame read at random would differ
-from the same one read in order. Where they report that, frames are read in order; those that are still damaged are not
-given out.
+Decoders fill the missing parts of a damaged picture from earlier pictures, so a frame would differ between random
+access and reading in order. If a decoder reports damage, frames are read in order; frames that are still damaged are
+refused.
 
-By the bits, pictures that nothing refers to can be left out. But decoders carry more from picture to picture: what
-stands in for a missing one, or how far B pictures lie apart. `Trial` finds out, by decoding, what may be left out.
+Pictures to which no other refers can be skipped. But decoders keep more state between pictures: replacements of missing
+pictures, or distances of B pictures. `Trial` tests, by decoding, whether skipping pictures changes others.
 """
 
 import zlib
@@ -27,8 +27,8 @@ from vidtrain.data.decoding.entry_points import ListedPicture
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, PacketTable
 from vidtrain.data.stores.files import ByteRanges, opened, opened_whole
 
-MOST_VERIFIED = 100_000  # frames up to which a file is decoded again, to be read from byte ranges later
-MOST_TRIED = 1 << 32  # pixels up to which a stream is decoded, in some 20 s, just to see what can be left out
+MOST_VERIFIED = 100_000  # frames; longer files are not decoded again to verify reading from byte ranges
+MOST_TRIED = 1 << 32  # pixels; larger streams are not decoded (about 20 s) to test whether pictures can be skipped
 Marks = dict[int, int | None]
 
 
@@ -36,7 +36,7 @@ def new_decoder(table: PacketTable, max_pixels: int = MAX_PIXELS) -> VideoCodecC
     """A decoder for the table's packets, on one thread, which refuses pictures of more than `max_pixels`."""
     decoder = av.CodecContext.create(table.codec, "r")
     if not isinstance(decoder, VideoCodecContext):
-        raise ValueError(f"{table.codec} is no codec of videos")
+        raise ValueError(f"{table.codec} is not a video codec")
     decoder.extradata = table.extradata or None
     decoder.width, decoder.height = table.width, table.height
     decoder.colorspace, decoder.color_range = table.color
@@ -44,7 +44,7 @@ def new_decoder(table: PacketTable, max_pixels: int = MAX_PIXELS) -> VideoCodecC
         decoder.codec_tag = table.tag
     decoder.thread_type = ThreadType.NONE
     decoder.thread_count = 1
-    # without it the H.264 decoder guesses how far pictures are reordered, and drops those that it gets wrong
+    # without it the H.264 decoder guesses the reordering of pictures, and drops pictures if the guess is wrong
     decoder.options = {"strict": "1", **decoder_options(max_pixels)}
     return decoder
 
@@ -55,15 +55,14 @@ def decode_numbers(
     read: Callable[[int], memoryview | bytes],
     damaged: set[int] | None = None,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decodes the packets `numbers`, in order, and gives each frame with the number of its packet. Pictures that the
-    decoder made up, in part or whole, or could not decode go into `damaged`; without it, the decoder's errors are
-    raised."""
+    """Decodes the packets `numbers` in order, and yields each frame with the number of its packet. Adds pictures that
+    the decoder could not decode, or made up in part, to `damaged`; if it is None, the decoder's errors are raised."""
     for number in numbers:
         data = read(number)
-        # libavcodec's padding is behind it, which a packet made of bytes lacks
+        # this allocates libavcodec's padding, which a packet made from bytes lacks
         packet = av.Packet(len(data))
         packet.update(data)  # type: ignore[arg-type]  # of any buffer
-        packet.pts = packet.dts = number  # decoders hand it on to the frame, through any reordering
+        packet.pts = packet.dts = number  # decoders copy it to the frame, also when they reorder
         yield from _frames(decoder, packet, number, damaged)
     yield from _frames(decoder, None, -1, damaged)
     decoder.flush_buffers()  # ready for another start
@@ -72,7 +71,7 @@ def decode_numbers(
 def _frames(
     decoder: VideoCodecContext, packet: av.Packet | None, number: int, damaged: set[int] | None
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The decoder's frames for `packet` (None: those that it still holds), as in `decode_numbers`."""
+    """Yields the decoder's frames for `packet` (None flushes it), as in `decode_numbers`."""
     watchdog.progress()
     if damaged is None:
         frames = decoder.decode(packet)
@@ -80,7 +79,7 @@ def _frames(
         try:
             frames, complains = listened(decoder, packet)
         except av.FFmpegError:
-            damaged.add(number)  # -1 where the decoder was asked for what it still holds
+            damaged.add(number)  # -1 when the decoder is flushed
             return
         if complains:
             damaged.add(number)
@@ -92,7 +91,7 @@ def _frames(
 
 
 def expect_frames(file: ByteRanges, table: PacketTable, wanted: Sequence[int]) -> None:
-    """Tells `file` what `decode_frames` will read of it."""
+    """Tells `file` which byte ranges `decode_frames` will read."""
     runs = _runs(table, wanted)
     file.expect([(table.positions[numbers], table.sizes[numbers]) for numbers in runs])
 
@@ -104,10 +103,10 @@ def decode_frames(
     max_pixels: int = MAX_PIXELS,
     file: ByteRanges | None = None,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The shown frames with the indices `wanted` (sorted, each once), in any order; where one comes twice, the second
-    counts. `file` is the one at `path` where it has been told to expect this.
+    """Yields the shown frames with the indices `wanted` (sorted, unique), in any order; if a frame comes twice, the
+    second one counts. `file` is the open file at `path` for which `expect_frames` was called, if any.
 
-    Raises `DecodeError`, perhaps at the end only, where the file has changed, or a frame or one that it depends on is
+    Raises `DecodeError`, possibly only at the end, if the file has changed, or if a frame or one that it depends on is
     damaged.
     """
     index_of = {int(table.order[index]): index for index in wanted}
@@ -119,7 +118,7 @@ def decode_frames(
             damaged: set[int] = set()
             yield from source.run(numbers, index_of, damaged)
             doubtful += _dependent(table, [number for number in numbers if number in index_of], damaged)
-            if doubtful and len(numbers) == numbers[-1] + 1:  # it was read in order, with nothing left out
+            if doubtful and len(numbers) == numbers[-1] + 1:  # all packets were read in order, so the damage is real
                 raise _damage(path, table, doubtful)
     if doubtful:
         places = sorted(int(table.shown[number]) for number in doubtful)
@@ -129,7 +128,7 @@ def decode_frames(
 def decode_in_order(
     path: str, table: PacketTable, wanted: Sequence[int], max_pixels: int = MAX_PIXELS
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """As `decode_frames`, by decoding every packet from the first one on; each frame comes once."""
+    """`decode_frames` by decoding every packet from the first one; each frame comes once."""
     index_of = {int(table.order[index]): index for index in wanted}
     damaged: set[int] = set()
     with _opened(path, table, max_pixels) as source:
@@ -139,7 +138,8 @@ def decode_in_order(
 
 
 def damaged_frames(path: str, table: PacketTable, max_pixels: int = MAX_PIXELS) -> list[int]:
-    """Indices of the frames that `decode_frames` refuses, found by decoding all of the file. Raises `DecodeError`."""
+    """The indices of the frames that `decode_frames` refuses, found by decoding the whole file. Raises
+    `DecodeError`."""
     damaged: set[int] = set()
     with _opened(path, table, max_pixels) as source:
         for _ in source.run(range(len(table.sizes)), {}, damaged):
@@ -159,14 +159,15 @@ class _Source:
     def run(
         self, numbers: Sequence[int], index_of: dict[int, int], damaged: set[int]
     ) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Decodes the packets `numbers` and gives the frames of those in `index_of` with their index. By the end
-        `damaged` holds what is damaged or did not come out."""
+        """Decodes the packets `numbers` and yields the frames of those in `index_of` with their index. At the end
+        `damaged` holds the packets that are damaged or gave no frame."""
         table, out = self.table, set()
         for number, frame in decode_numbers(self.decoder, numbers, self._reader(numbers), damaged):
             out.add(number)
             if number in index_of:
                 yield index_of[number], frame
-        # what is shown before the first may refer to earlier pictures: it is broken then, and not needed
+        # frames shown before the first packet's may refer to earlier pictures, so they may be damaged, but are not
+        # needed
         places = table.shown[np.asarray(numbers)]
         first = max(0, int(places[0]))
         shown = zip(numbers, places.tolist(), strict=True)
@@ -175,7 +176,7 @@ class _Source:
         damaged.difference_update(early)
 
     def _reader(self, numbers: Sequence[int]) -> Callable[[int], memoryview | bytes]:
-        """What reads the packets `numbers`."""
+        """A function that reads the bytes of the packets `numbers`."""
         table, read_at = self.table, self.file.read_at
         self.file.begin(table.positions[numbers], table.sizes[numbers])
 
@@ -199,7 +200,7 @@ def _opened(path: str, table: PacketTable, limit: int, file: ByteRanges | None =
 
 
 def _dependent(table: PacketTable, numbers: Sequence[int], damaged: Set[int]) -> list[int]:
-    """Which of the packets `numbers` are damaged, or may refer to a damaged one between their start and them."""
+    """Which of the packets `numbers` are damaged, or may refer to a damaged packet after their start."""
     if not damaged:
         return []
     worst = sorted(number for number in damaged if not table.disposable[number])
@@ -218,7 +219,7 @@ def _damage(path: str, table: PacketTable, numbers: Sequence[int]) -> DecodeErro
 
 
 def _runs(table: PacketTable, wanted: Sequence[int]) -> list[list[int]]:
-    """Which packets to decode for the frames `wanted`, as runs that begin at a clean start each."""
+    """The packets to decode for the frames `wanted`, as runs that start at clean entry points."""
     runs: list[tuple[int, set[int]]] = []
     for index in wanted:
         first, start = int(table.order[index]), table.start_of(index)
@@ -237,14 +238,14 @@ def fingerprint(frame: av.VideoFrame) -> int | None:
     """A hash of the frame's pixels; None for formats that have no array form."""
     try:
         return zlib.crc32(np.ascontiguousarray(frame.to_ndarray()).data)
-    except AssertionError:  # PyAV makes no array of an odd size whose colors are at half of it
+    except AssertionError:  # PyAV does not support odd sizes with subsampled colors
         return _fingerprint_of_planes(frame)
     except (ValueError, TypeError):
         return None
 
 
 def _fingerprint_of_planes(frame: av.VideoFrame) -> int:
-    """A hash of what the planes show, without what pads their lines."""
+    """A hash of the planes without the padding of their lines."""
     checksum = 0
     for number, plane in enumerate(frame.planes):
         parts = [part for part in frame.format.components if part.plane == number]
@@ -256,14 +257,14 @@ def _fingerprint_of_planes(frame: av.VideoFrame) -> int:
 
 @dataclass(frozen=True)
 class Trial:
-    """The packets of the file at `path`, to be decoded as `table` says."""
+    """Tests of decoding the packets in `table` from the file at `path`."""
 
     path: str
     table: PacketTable
     max_pixels: int
 
     def can_leave_out(self) -> bool:
-        """Whether all other frames stay the same without the table's disposable packets; False where a trial would take
+        """Whether other frames stay the same if the table's disposable packets are skipped; False if testing would take
         too long."""
         table = self.table
         if not table.disposable.any():
@@ -277,20 +278,20 @@ class Trial:
         return None not in marks.values() and self._same_without(_halves(table), marks)
 
     def verified(self, shown: Sequence[int | None], pictures: Sequence[ListedPicture]) -> PacketTable | None:
-        """The table that gives the frames whose fingerprints are `shown`; None where there is none."""
+        """A table with which the decoded frames have the fingerprints `shown`; None if there is none."""
         if None in shown or len(shown) > MOST_VERIFIED:
             return None
         try:
             marks = self._marks(range(len(pictures)))
-        except av.FFmpegError:  # only the container's own way reads it
+        except av.FFmpegError:  # the file can only be read through its container
             return None
-        # a packed stream's filler, which its container's decoder passes over, may come out as a frame
+        # filler packets of a packed stream, which are hidden, may give frames here
         candidates = iter([(number, mark) for number, mark in marks.items() if not pictures[number].hidden])
         order = [next((number for number, other in candidates if other == mark), -1) for mark in shown]
         if -1 in order:
             return None
         second = self.table.second
-        if self.table.codec.startswith("mpeg2"):  # whose headers are not read: second fields give no frame
+        if self.table.codec.startswith("mpeg2"):  # its headers are not read: a packet without a frame is a second field
             fields = [number > 0 and number not in marks for number in range(len(pictures))]
             second = np.array(fields, dtype=bool)
         trial = replace(self, table=replace(self.table, order=np.array(order, np.int32), second=second))
@@ -299,13 +300,13 @@ class Trial:
         disposable = self.table.disposable
         if same is False or not trial._same_without(remaining, marks):
             disposable = np.zeros_like(disposable)
-        # the frames shown first are decoded from the very beginning, whatever stands there
+        # the first frames are decoded from the first packet, even if it is no clean start
         starts = sorted({0, *starts}) if order[0] not in starts else sorted(starts)
         return replace(trial.table, starts=np.array(starts, np.int32), disposable=disposable)
 
     def _starts(self, shown: Sequence[int | None], keys: Sequence[int]) -> tuple[list[int], bool | None]:
-        """Which of the keyframes `keys`, tried as a start, give what is shown from them up to the next one; and whether
-        the same comes out without half of the disposable pictures, None where a keyframe is no start either way."""
+        """The keyframes of `keys` from which the frames up to the next keyframe decode correctly; and whether they also
+        do without half of the disposable pictures, or None if some keyframe is no correct start."""
         order, half = self.table.order.tolist(), _halves(self.table)[0]
         starts: list[int] = []
         same: bool | None = True
@@ -324,11 +325,11 @@ class Trial:
         return starts, same
 
     def _same_without(self, trials: Sequence[np.ndarray], marks: Marks) -> bool:
-        """Whether the frames of each of `trials`, bool [m], are those that all packets give, with `marks`."""
+        """Whether decoding only the packets of each of `trials`, bool [m], gives the same fingerprints `marks`."""
         return all(self._same(marks, np.flatnonzero(trial).tolist()) for trial in trials)
 
     def _same(self, marks: Marks, numbers: Sequence[int]) -> bool:
-        """Whether decoding the packets `numbers` alone gives their frames with the fingerprints `marks`."""
+        """Whether decoding only the packets `numbers` gives frames with the fingerprints `marks`."""
         try:
             alone = self._marks(numbers)
         except av.FFmpegError:
@@ -336,7 +337,7 @@ class Trial:
         return all(alone.get(number) == marks[number] for number in numbers if number in marks)
 
     def _marks(self, numbers: Sequence[int]) -> Marks:
-        """The fingerprint of each frame that decoding the packets `numbers` gives, by its packet, as they come out."""
+        """The fingerprints of the frames decoded from the packets `numbers`, by packet, in the order of output."""
         marks = {}
         with opened_whole(self.path) as file:
 
@@ -350,8 +351,8 @@ class Trial:
 
 
 def _halves(table: PacketTable) -> list[np.ndarray]:
-    """Which packets to decode in two trials, bool [m] each: with every second one of the disposable pictures, and with
-    the others. So each is missing once, and is decoded once beside a missing one. Without any there is one trial."""
+    """The packets to decode in two trials, bool [m] each: with every second disposable picture, and with the others. So
+    each is skipped once, and decoded once after a skipped one. Without disposable pictures there is one trial."""
     if not table.disposable.any():
         return [~table.disposable]
     turn = np.cumsum(table.disposable & ~table.second) % 2

@@ -1,4 +1,4 @@
-"""What is known of a video before its frames are chosen: times, size, how it is turned, and where its packets lie."""
+"""The metadata of a video, with which its frames are chosen: times, size, orientation, and byte ranges of packets."""
 
 import math
 from collections.abc import Iterable
@@ -14,11 +14,11 @@ from av.sidedata.sidedata import SideData, Type
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
 
-MAX_PIXELS = 36_000_000  # of one picture: 8192 x 4320 are 35.4 million
+MAX_PIXELS = 36_000_000  # limit of a picture: 8192 x 4320 are 35.4 million
 
 
 class DecodeError(UserError):
-    """A video that cannot be read: `path` names the file, `cause` says why, in words."""
+    """Raised for a video that cannot be read: `path` names the file, `cause` is a text."""
 
     def __init__(self, path: str, cause: str | None):
         super().__init__(path, cause)
@@ -30,29 +30,29 @@ class DecodeError(UserError):
 
 
 class Orientation(NamedTuple):
-    """How a coded picture is shown: mirrored left to right if `mirrored`, then turned by `rotation` degrees
-    counterclockwise, one of 0, 90, 180 and 270. FFmpeg gives what container, H.264, HEVC or EXIF say as one matrix."""
+    """How a coded picture is displayed: mirrored left to right if `mirrored`, then rotated by `rotation` degrees
+    counterclockwise, one of 0, 90, 180 and 270. FFmpeg combines the orientations of container, H.264, HEVC and EXIF."""
 
     rotation: int = 0
     mirrored: bool = False
 
     @property
     def swaps_sides(self) -> bool:
-        """Whether what is shown is as wide as what is coded is high."""
+        """Whether displaying exchanges width and height."""
         return self.rotation in (90, 270)
 
     @property
     def filters(self) -> tuple[list[tuple[str, str]], bool]:
-        """What turns a coded picture: filters (name, options), and whether its rows come last to first after them. (The
-        filter that reverses rows gives memory that runs backwards, which not everything takes.)"""
+        """Filters (name, options) that rotate a coded picture, and whether its rows must be reversed after them.
+        (FFmpeg's filter for this returns negative strides, which not all filters accept.)"""
         return _FILTERS[self]
 
     def turned(self, picture: np.ndarray) -> np.ndarray:
-        """A coded picture [h w ...] as it is shown."""
+        """A coded picture [h w ...] as it is displayed."""
         return np.rot90(picture[:, ::-1] if self.mirrored else picture, self.rotation // 90)
 
     def coded_box(self, box: tuple[int, int, int, int], width: int, height: int) -> tuple[int, int, int, int]:
-        """Where a `box` (left, top, width, height) of what is shown lies in the coded picture."""
+        """Converts a `box` (left, top, width, height) of the displayed picture to the coded picture."""
         left, top, across, down = box
         if self.rotation == 90:
             left, top, across, down = width - top - down, left, down, across
@@ -77,71 +77,71 @@ _FILTERS = {
 
 @dataclass(frozen=True, eq=False)
 class PacketTable:
-    """The m packets of a file in decoding order, so that any can be read without opening its container."""
+    """The m packets of a file in decoding order, which can be read without opening the container."""
 
-    # These set up the decoder; color is (matrix, range)
+    # the setup of the decoder; color is (matrix, range)
     codec: str
     tag: str
     extradata: bytes
     width: int
     height: int
     color: tuple[int, int]
-    positions: np.ndarray  # int64 [m]: where in the file each begins
+    positions: np.ndarray  # int64 [m]: byte offset in the file
     sizes: np.ndarray  # int32 [m]: bytes
     order: np.ndarray  # int32 [num_frames]: the packet of every shown frame
-    # int32, in order: packets at which decoding can begin, exact for frames that are shown no earlier than their own
+    # int32, sorted: packets at which decoding can start; frames shown no earlier than the packet's frame are exact
     starts: np.ndarray
     disposable: np.ndarray  # bool [m]: no other picture refers to it
-    second: np.ndarray  # bool [m]: it is the second field of the packet before, and in no order
+    second: np.ndarray  # bool [m]: it is the second field of the frame of the packet before, and not in `order`
 
     def last_part(self, number: int) -> int:
-        """The last packet of the frame whose first one is packet `number`."""
+        """The last packet of the frame that starts with packet `number`."""
         while number + 1 < len(self.second) and self.second[number + 1]:
             number += 1
         return number
 
     @cached_property
     def shown(self) -> np.ndarray:
-        """The frame that each packet shows, int64 [m]; -1 where it shows none."""
+        """The index of the frame that each packet shows, int64 [m]; -1 if it shows none."""
         shown = np.full(len(self.positions), -1, dtype=np.int64)
         shown[self.order] = np.arange(len(self.order))
         return shown
 
     @cached_property
     def first_shown(self) -> np.ndarray:
-        """The frame that each of `starts` shows, sorted as they are."""
+        """The index of the frame that each of `starts` shows, in the same order."""
         return self.shown[self.starts]
 
     def start_of(self, index: int) -> int:
-        """The packet at which decoding begins for frame `index`: the last start that is shown no later."""
+        """The packet at which decoding starts for frame `index`: the last start whose frame is not shown later."""
         return int(self.starts[max(0, int(np.searchsorted(self.first_shown, index, side="right")) - 1)])
 
 
 @dataclass(frozen=True, eq=False)
 class VideoInfo:
-    """What must be known of a video before its frames are chosen."""
+    """The metadata of a video."""
 
     path: str
-    ticks: np.ndarray  # int64 [num_frames]: when its frames appear, increasing, in units of `tick` seconds
+    ticks: np.ndarray  # int64 [num_frames]: increasing times of the frames, in units of `tick` seconds
     tick: Fraction
-    width: int  # of the displayed frame, in pixels that are taken as square
+    width: int  # of the displayed frame, in square pixels
     height: int
     rotation: int  # see `Orientation`, as for mirrored
-    packets: PacketTable | None = None  # without, it can only be read from its beginning
+    packets: PacketTable | None = None  # if None, the file can only be read from its start
     images: tuple[str, ...] = ()  # the files of a folder of images
-    digest: bytes = b""  # the BLAKE2b hash of the file (16 bytes); empty where not all of it was read
+    digest: bytes = b""  # the BLAKE2b hash of the file (16 bytes); empty if the whole file was not read
     mirrored: bool = False
-    max_pixels: int = MAX_PIXELS  # no frame of more is decoded
-    aspect: Fraction = Fraction(1)  # how many times as wide as high the file calls its pixels
-    pixels_of: tuple[int, int] | None = None  # (width, height) before pixels are stretched to square ones
+    max_pixels: int = MAX_PIXELS  # larger frames are refused
+    aspect: Fraction = Fraction(1)  # width / height of a pixel, as the file states it
+    pixels_of: tuple[int, int] | None = None  # (width, height) before scaling to square pixels
 
     @property
     def picture(self) -> tuple[int, int]:
-        """Width and height of a frame as it is decoded and turned, in its own pixels."""
+        """Width and height of a decoded and rotated frame, in its own pixels."""
         return self.pixels_of or (self.width, self.height)
 
     def with_square_pixels(self) -> "VideoInfo":
-        """The same video, stretched as players show it: to more pixels in width or height, never to fewer."""
+        """The same video with square pixels, as players show it: width or height is scaled up, never down."""
         if self.aspect == 1:
             return self
         width, height = self.picture
@@ -156,7 +156,7 @@ class VideoInfo:
         return Orientation(self.rotation, self.mirrored)
 
     def way_of(self, frame: av.VideoFrame) -> Orientation:
-        """How a frame is shown: a file's are all shown one way, while each image of a folder has its own."""
+        """The orientation of a frame: that of the file, or in a folder of images that of each image."""
         return orientation_of(frame) if self.images else self.orientation
 
     @property
@@ -170,7 +170,7 @@ class VideoInfo:
 
 
 def _unnamed(cls: type[Type], value: int) -> Type:
-    """A kind of side data that PyAV has no name for: a frame that has one would give none of the others."""
+    """A member for side data that PyAV does not know; without it, reading the side data of such a frame would fail."""
     kind = object.__new__(cls)
     kind._name_, kind._value_ = f"UNNAMED_{value}", value  # type: ignore[assignment] # its stub has no values
     return kind
@@ -181,7 +181,7 @@ Type._missing_ = classmethod(_unnamed)  # type: ignore[method-assign, assignment
 
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
-    """How `frame` is to be shown; a rotation by another angle counts as the nearest of the four."""
+    """The orientation of `frame`; other angles are rounded to the nearest of the four."""
     side_data = cast(Iterable[SideData], frame.side_data)  # its stub says a dict of motion vectors
     matrix = next((data for data in side_data if data.type is Type.DISPLAYMATRIX), None)
     if matrix is None:
@@ -199,5 +199,5 @@ def orientation_of(frame: av.VideoFrame) -> Orientation:
 
 
 def displayed_size(width: int, height: int, orientation: Orientation) -> tuple[int, int]:
-    """Width and height of a coded picture of `width` and `height` as it is shown."""
+    """The displayed width and height of a coded picture of `width` and `height`."""
     return (height, width) if orientation.swaps_sides else (width, height)

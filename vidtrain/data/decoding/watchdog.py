@@ -1,11 +1,11 @@
-"""Watching the processes that read videos: which file each has in hand, and for how long without progress.
+"""Watches worker processes that read videos: which file each one reads, and how long it has made no progress.
 
-Before a worker reads a file, it writes the path into a `Note`, memory that outlives it, and sets a timer of the kernel.
-Its signal ends the process when the time limit is over, wherever that hangs, also inside a C library that holds the
-interpreter's lock. The owner of the worker then finds the path in the note.
+Before a worker reads a file, it writes the path into a `Note`, shared memory that outlives it, and sets a timer of the
+kernel. After the time limit the timer's signal ends the process, even inside a C library that holds the interpreter's
+lock. The owner of the worker then finds the path in the note.
 
-A stopped or frozen process gets no signal. So the note also holds the time of the last progress, and the owner ends a
-worker whose progress is too long ago.
+A stopped or frozen process gets no signal. So the note also holds the time of the last progress, and the owner kills a
+worker without progress.
 """
 
 import ctypes
@@ -26,53 +26,53 @@ log = logging.getLogger(__name__)
 
 TIME_LIMIT = 60.0  # seconds without progress in one file
 GRACE = 2.0  # seconds beyond the time limit in which a worker ends by itself, if it can
-# for a worker to come up: a forked one has nothing to import, others may import from a slow disk
+# time for a worker to start: a forked one imports nothing, others may import from a slow disk
 START_SECONDS = {"fork": 20.0, "forkserver": 120.0, "spawn": 120.0}
-LONGEST_PATH = 4096  # bytes, what Linux opens
+LONGEST_PATH = 4096  # bytes: Linux's limit
 
 
 class Note(NamedTuple):
-    """Memory shared with a worker: the `path` that it has in hand, and the `beat` (s, monotonic) of its last progress,
-    0 before it is up."""
+    """Memory shared with a worker: the `path` that it reads, and `beat`, the time of its last progress (s, monotonic),
+    0 before it has started."""
 
     path: Any
     beat: Any
 
 
 def new_note(context: BaseContext) -> Note:
-    """A note that is shared by whatever start method `context` has. Where /dev/shm cannot be written, it lies in the
-    folder for temporary files, with a warning. Raises `UserError` where that cannot be written either."""
+    """A note in shared memory, for any start method of `context`. If /dev/shm cannot be written, it is in the folder
+    for temporary files, with a warning. Raises `UserError` if that cannot be written either."""
     try:
         return Note(context.RawArray(ctypes.c_char, LONGEST_PATH), context.RawValue(ctypes.c_double, 0.0))
     except OSError as error:
-        # where multiprocessing looks before the folder for temporary files
+        # the folders that multiprocessing tries before that for temporary files
         folders = heap.Arena._dir_candidates  # type: ignore[attr-defined]  # there is no public way
         place = tempfile.gettempdir()
         if not folders:
-            what = f"neither /dev/shm nor {place}, for memory shared with workers, can be written ({error})"
+            what = f"memory shared with workers can be written neither to /dev/shm nor to {place} ({error})"
             raise UserError(f"{what}: set TMPDIR to a folder that can") from error
-        log.warning("/dev/shm cannot be written (%s): what workers share lies in %s", error.strerror, place)
+        log.warning("/dev/shm cannot be written (%s): memory shared with workers is in %s", error.strerror, place)
         folders.clear()
         return new_note(context)
 
 
 def current_path(note: Note) -> str | None:
-    """The path that a worker had in hand when it ended, if any."""
+    """The path that a worker was reading when it ended, if any."""
     return os.fsdecode(note.path.value) or None
 
 
 def seconds_left(note: Note, since: float, time_limit: float, start_limit: float) -> float:
-    """How much longer a worker, which has had a task `since` (s, monotonic), may go without progress: `start_limit`
-    seconds before it is up, then `time_limit` and a little."""
+    """The remaining time without progress for a worker that has had a task `since` (s, monotonic). The limit is
+    `start_limit` seconds until it has started, then `time_limit` and a grace period."""
     limit = time_limit + GRACE if note.beat.value else start_limit
     return max(0.0, max(note.beat.value, since) + limit - time.monotonic())
 
 
-_watch: tuple[Note, float] | None = None  # this process's note and time limit, where it is a worker
+_watch: tuple[Note, float] | None = None  # the note and time limit of this process if it is a worker
 
 
 def arm(note: Note, time_limit: float) -> None:
-    """Has this process, a worker, watched from now on, with a time limit in seconds."""
+    """Starts watching this process, a worker, with a time limit in seconds."""
     global _watch
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
     _watch = note, time_limit
@@ -80,7 +80,7 @@ def arm(note: Note, time_limit: float) -> None:
 
 
 def progress() -> None:
-    """Starts the clock anew; does nothing outside of a worker process."""
+    """Restarts the timer; does nothing outside of a worker process."""
     if _watch is not None:
         note, time_limit = _watch
         note.beat.value = time.monotonic()
@@ -88,13 +88,13 @@ def progress() -> None:
 
 
 def disarm() -> None:
-    """Stops the clock: nothing to do."""
+    """Stops the timer, as the worker is idle."""
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextmanager
 def reading(video: str) -> Iterator[None]:
-    """Stands around the reading of a file; does nothing outside of a worker process."""
+    """A context for reading a file, which records its path; does nothing outside of a worker process."""
     if _watch is None:
         yield
         return
@@ -105,11 +105,11 @@ def reading(video: str) -> Iterator[None]:
         yield
     finally:
         note.path.value = b""
-        progress()  # also for work between files: a fork can hang on a lock that it has inherited
+        progress()  # the timer also runs between files, as a fork can hang on an inherited lock
 
 
 def describe_exit(status: int | None, time_limit: float) -> str:
-    """Why a worker ended, in words; `status` is multiprocessing's, which is negative for a signal."""
+    """Why a worker ended, as text; `status` is multiprocessing's exit code, negative for a signal."""
     if status == -signal.SIGALRM:
         return f"hung: over {time_limit:g} s"
     if status is None or status >= 0:
@@ -117,4 +117,4 @@ def describe_exit(status: int | None, time_limit: float) -> str:
     names = {known.value: f" ({known.name})" for known in signal.Signals}
     cause = f"signal {-status}{names.get(-status, '')}"
     killed = status == -signal.SIGKILL
-    return f"killed: {cause}, perhaps for want of memory" if killed else f"crashed: {cause}"
+    return f"killed: {cause}, perhaps because memory ran out" if killed else f"crashed: {cause}"

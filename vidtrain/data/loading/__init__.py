@@ -1,4 +1,4 @@
-"""From a manifest to uint8 batches, read ahead.
+"""Loads a manifest as uint8 batches, with prefetching.
 
 Read dataset.py first.
 

@@ -1,4 +1,4 @@
-"""From a sample's key to its uint8 clips: sample, decode, and say what could not be read."""
+"""Reads the uint8 clips of a sample: chooses frames, decodes them, and records files that cannot be read."""
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -47,10 +47,12 @@ class Fault(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One video in m differently augmented copies: `clips` uint8 [m n c t h w], None where unreadable, and the views'
-    device `seeds` [m n]. `target` is its label, int64 [], or those of many, float32 [k] of 0 and 1.
+    """One video in m differently augmented copies: `clips` uint8 [m n c t h w], None if unreadable, and the views'
+    `seeds` [m n] for augmentation on the device. `target` is the label, int64 [], or several labels, float32 [k] of 0
+    and 1.
 
-    `refusal` is what must end the run. It is data, as an exception of a worker process arrives as a traceback.
+    `refusal` is the message of an error that must end the run; it is returned as data, as an exception in a worker
+    process would arrive as a traceback.
     """
 
     clips: Tensor | None
@@ -77,19 +79,19 @@ class StoreUse(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples side by side, the copies of one video together; `indices` are the manifest records actually read."""
+    """A batch of samples; the copies of a video are adjacent. `indices` are the records that were actually read."""
 
     clips: Tensor  # uint8 [b n c t h w]
-    labels: Tensor  # int64 [b], or float32 [b k] where a video may have many
+    labels: Tensor  # int64 [b], or float32 [b k] if videos may have several labels
     indices: Tensor  # int64 [b]
-    seeds: Tensor  # int64 [b n], the randomness that is spent on the device
+    seeds: Tensor  # int64 [b n], for augmentation on the device
     faults: list[Fault]
     refusal: str | None = None
     store: StoreUse = StoreUse()
 
 
 def draw(*key: int) -> np.random.Generator:
-    """A generator that depends on `key` alone, so never on workers, ranks or what was drawn before."""
+    """A generator that depends on `key` alone, not on workers, ranks or earlier draws."""
     return np.random.default_rng(np.random.SeedSequence(key))
 
 
@@ -106,17 +108,17 @@ class Plan(NamedTuple):
 class VideoDataset(Dataset):
     """Reads the clips of a manifest's records.
 
-    In training each of `protocol.num_clips` clips is cut at random, once per `SampleKey`, in `copies` differently
-    augmented copies that one pass over the file serves; `jitter` varies speed and direction. A source of the manifest
-    may have its own number of frames. In evaluation (`training=False`) clips x crops are deterministic views,
-    clip-major, of the protocol's frames. `size` is (height, width); an evaluation geometry may change it for a video.
+    In training `protocol.num_clips` random clips are read for each `SampleKey`, in `copies` differently augmented
+    copies, in one pass over the file; `jitter` varies speed and direction. A source of the manifest may have its own
+    number of frames. In evaluation (`training=False`) the views are deterministic: clips x crops, clip-major. `size` is
+    (height, width); an evaluation geometry may change it for a video.
 
-    `size_changes`, "scale" or "refuse", is for frames of another size than their video's first. With a publisher's
-    `resize` central boxes are cut out of scaled frames, and others, of training, out of frames as they are.
+    `size_changes`, "scale" or "refuse", is for frames with another size than the video's first frame. With a
+    publisher's `resize`, center crops are taken from scaled frames, as in the publisher's code; random crops are not.
 
-    A file that cannot be read is tried once more. In training an unreadable video is replaced by a draw keyed by (seed,
-    epoch, index, attempt), at most `max_retries` times; then the sample carries a refusal. In evaluation its sample
-    carries no clips.
+    An unreadable file is tried twice. In training the video is then replaced by another one, drawn with the key (seed,
+    epoch, index, attempt), at most `max_retries` times; then the sample has a refusal. In evaluation its sample has no
+    clips.
     """
 
     manifest: Manifest
@@ -168,7 +170,7 @@ class VideoDataset(Dataset):
                 return unread._replace(refusal=refusal)
             rng = draw(self.seed, epoch, key.record, len(faults), 1)
             sources = self.manifest.columns.sources
-            # one of the same source, whose clips have as many frames
+            # a record of the same source, whose clips have the same number of frames
             index = int(
                 rng.integers(len(self.manifest))
                 if sources is None
@@ -184,18 +186,18 @@ class VideoDataset(Dataset):
         return target
 
     def open_video(self, path: str) -> VideoInfo:
-        """What is known of a file of the dataset. Raises `DecodeError`."""
+        """The metadata of a file of the dataset. Raises `DecodeError`."""
         return self.quarantine.opened(path, partial(self.index.info, path, self.manifest.frame_rate))
 
     def eval_crops(self, video: VideoInfo) -> list[Crop]:
-        """The boxes that evaluation cuts out of every frame of a video."""
-        geometry = cast(EvalGeometry, self.geometry)  # as `training` says
+        """The crops of evaluation for every frame of a video."""
+        geometry = cast(EvalGeometry, self.geometry)  # true if `training` is False
         if self.resize != ANTIALIASED and isinstance(geometry, CenterCrops):
             return published_crops(geometry, video.width, video.height, self.size, self.resize)
         return geometry(video.width, video.height, self.size)
 
     def eval_clips(self, video: VideoInfo, clips: np.ndarray) -> Tensor:
-        """Every crop of each of `clips`, int64 [n t], as evaluation shows it: uint8 [(n crops) c t h w]."""
+        """The views of evaluation for `clips`, frame indices int64 [n t]: uint8 [(n crops) c t h w]."""
         views, size = self._eval_views(video, clips)
         return decode_views(video, views, size, self.interpolation, self.size_changes, resize=self.resize)
 
@@ -211,8 +213,8 @@ class VideoDataset(Dataset):
         return views, geometry.output_size(video.width, video.height, self.size)
 
     def plan(self, record: Record, key: tuple[int, int, int], video: VideoInfo) -> Plan:
-        """What to read of `video` for a sample. Raises `EmptyCut`, and `UserError` for a video that the protocol does
-        not allow."""
+        """The views to read of `video` for a sample. Raises `EmptyCut`, and `UserError` for a video that the protocol
+        does not allow."""
         cut = partial(clip_indices, video.num_frames, video.timestamps, start=record.start, end=record.end)
         if not self.training:
             clips = cut(self.protocol, eval_generator(self.protocol, self.seed, record.path))
@@ -220,7 +222,7 @@ class VideoDataset(Dataset):
             return Plan(video, views, size, [0] * len(views))
         views, seeds = [], []
         for copy in range(self.copies):
-            # view 0 places the clips in time, views 1..n crop them: none shifts when another draws more
+            # key 0 is for the clips' times, keys 1..n for their crops, so that draws do not affect each other
             more = (copy, 2) if copy else ()
             clips = cut(self._protocols[record.source], draw(*key, 0, *more), jitter=self.jitter)
             for number, frames in enumerate(clips, start=1):
@@ -240,7 +242,7 @@ class VideoDataset(Dataset):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Puts side by side what could be read (perhaps nothing), and collects every fault."""
+    """Makes a batch of the samples that could be read (perhaps none), and collects all faults."""
     read = [(sample, sample.clips) for sample in samples if sample.clips is not None]
     faults = [fault for sample in samples for fault in sample.faults]
     refusal = next((sample.refusal for sample in samples if sample.refusal), None)

@@ -1,4 +1,4 @@
-"""What is found out about every file of a split before anything is drawn from it, each in a guarded process."""
+"""Checks every file of a split before training, in guarded worker processes."""
 
 import hashlib
 import os
@@ -36,8 +36,8 @@ def _check_all(
     time_limit: float,
     progress: Callable[[int], None],
 ) -> list[Finding | None]:
-    """The finding of each item, in order; None also for a file that crashes or takes more than `time_limit` seconds.
-    `num_workers` processes look at each item once."""
+    """The result of `check` for each item, in order; None for a file that crashes or takes more than `time_limit`
+    seconds. `num_workers` processes check each distinct item once."""
     items = list(items)
     repeated = Counter(items)
     findings: dict[Item, Finding | None] = {}
@@ -55,9 +55,9 @@ def _cuts(manifest: Manifest) -> Iterable[Cut]:
 
 @dataclass(frozen=True)
 class VideoFilter:
-    """Bounds on videos, both ends allowed; None is no bound. Lengths are those of a record's cut of its file.
+    """Inclusive bounds on videos; None is no bound. Lengths are those of a record's part of its file.
 
-    Raises `UserError` for bounds that nothing can meet, with a line for each.
+    Raises `UserError` for bounds that no video can meet, with a line for each.
     """
 
     min_frames: int | None = None
@@ -88,9 +88,9 @@ class VideoFilter:
         time_limit: float,
         progress: Callable[[int], None] = _no_progress,
     ) -> tuple[np.ndarray, dict[str, int]]:
-        """Which records to keep, int64 [k], and how many others by the bound that they do not meet.
+        """The records to keep, int64 [k], and the number of dropped records by the bound that they do not meet.
 
-        A file that cannot be read is kept, for training to report. Raises `UserError` where nothing is left.
+        Unreadable files are kept, as training reports them. Raises `UserError` if no record is left.
         """
         check = partial(self._unmet_bound, index, manifest.frame_rate)
         unmet = _check_all(check, _cuts(manifest), num_workers, time_limit, progress)
@@ -132,8 +132,8 @@ def refused_videos(
     time_limit: float,
     progress: Callable[[int], None] = _no_progress,
 ) -> list[tuple[str, str]]:
-    """The (path, why) of the records that `protocol` gives no clips of, in the order of the manifest; without files
-    that cannot be read or show nothing between a record's start and end."""
+    """(path, reason) of the records from which `protocol` cannot take clips, in the order of the manifest. Files that
+    cannot be read, or have no frame between a record's start and end, are not included."""
     check = partial(_refusal, protocol, index, manifest.frame_rate)
     refusals = _check_all(check, _cuts(manifest), num_workers, time_limit, progress)
     return [(path, why) for path, why in zip(manifest.paths, refusals, strict=True) if why is not None]
@@ -158,8 +158,9 @@ def record_digests(
     time_limit: float,
     progress: Callable[[int], None] = _no_progress,
 ) -> list[str]:
-    """What each record is of: the digest of its file's contents, and its cut. What was computed from a record holds as
-    long as this is the same. A folder of images goes by its frame rate and the names, sizes and times of its files."""
+    """A text for each record that identifies its content: the digest of its file, and its start and end. Cached results
+    of a record are valid while it is the same. For a folder of images, the digest is that of its frame rate and the
+    names, sizes and modification times of its files."""
     check = partial(_file_digest, index, manifest.frame_rate)
     digests = _check_all(check, manifest.paths, num_workers, time_limit, progress)
     pairs = zip(digests, manifest, strict=True)
@@ -167,7 +168,7 @@ def record_digests(
 
 
 def joint_digest(digests: Iterable[str]) -> str:
-    """BLAKE2b (32 hex digits) over what records are of, in order."""
+    """BLAKE2b (32 hex digits) of the texts of `record_digests`, in order."""
     return hashlib.blake2b("".join(f"{digest}\n" for digest in digests).encode(), digest_size=16).hexdigest()
 
 

@@ -1,6 +1,6 @@
-"""Batches of the samplers, read ahead by worker processes that may fail without ending the run.
+"""Loads batches with worker processes, which may fail without ending the run.
 
-Batches come in the order of the tasks, whichever worker reads them. What a lost worker had to read is read again.
+Batches come in the order of the sampler, whichever worker reads them. The batches of a lost worker are read again.
 """
 
 import logging
@@ -40,7 +40,7 @@ NumberedKeys = tuple[int, list[SampleKey]]
 
 
 class Readable(Protocol):
-    """What batches are read from; it consults its `quarantine` for every file."""
+    """A dataset from which batches are read; it uses its `quarantine` for every file."""
 
     @property
     def quarantine(self) -> Quarantine: ...
@@ -50,10 +50,10 @@ class Readable(Protocol):
 
 @dataclass
 class _BatchReader:
-    """Reads batches of `dataset`, and asks stores ahead for what later batches need."""
+    """Reads batches of `dataset`, and requests the bytes of later batches from stores."""
 
     dataset: Readable
-    counted: Use | None = None  # what the batches so far took of stores
+    counted: Use | None = None  # the use of stores by batches so far
 
     def expect(self, task: NumberedKeys) -> None:
         self.counted = self.counted or used()
@@ -83,14 +83,15 @@ class BatchWorkers(Workers[NumberedKeys, Batch]):
         self._most_owed = PREFETCH * count
         self._quarantine = dataset.quarantine
         self._losses = Losses(dataset.quarantine, time_limit)
-        self._owed: dict[int, list[SampleKey]] = {}  # tasks by their number: given, and not yet delivered
-        self._ready: dict[int, Batch | Raised] = {}  # those of them that are read
+        self._owed: dict[int, list[SampleKey]] = {}  # tasks by number that were given and not delivered yet
+        self._ready: dict[int, Batch | Raised] = {}  # results of owed tasks that were read
 
     def batches(self, tasks: Iterable[list[SampleKey]], first: int) -> Iterator[Batch]:
-        """A batch for every task, in order. Tasks are numbered from `first` on, the same in a resumed run.
+        """Yields a batch for every task, in order. Tasks are numbered from `first`, with the same numbers in a resumed
+        run.
 
-        Raises `UserError` or `RuntimeError` for what reading raised, and `UserError` when too many workers are lost.
-        After that, or when not read to the end, the workers can only be closed.
+        Raises `UserError` or `RuntimeError` if reading raised an error, and `UserError` if too many workers are lost.
+        After an error, or if the iteration is not completed, the workers can only be closed.
         """
         waiting = enumerate(tasks, first)
         number = first
@@ -122,7 +123,7 @@ class BatchWorkers(Workers[NumberedKeys, Batch]):
             self._quarantine.flush()
 
     def _receive(self, seconds: float) -> bool:
-        """Takes the batches that are there, after waiting up to `seconds` for the first; whether anything came."""
+        """Receives batches, waiting up to `seconds` for the first one; returns whether any event came."""
         events = self.collect(seconds)
         for event in events:
             if isinstance(event, Answer):
@@ -132,12 +133,13 @@ class BatchWorkers(Workers[NumberedKeys, Batch]):
         return bool(events)
 
     def _read_again(self, lost: Lost[NumberedKeys]) -> bool:
-        """Gives other workers what a lost one owed; whether all later batches are read again, as a file is blamed."""
+        """Gives the tasks of a lost worker to others. Returns whether a file was blamed, so that all later batches are
+        read again."""
         tasks = lost.tasks
         at = tasks[0][0] if tasks else -1
         blamed = self._losses.add(lost.status, lost.path, at)
         if blamed:
-            # others may have read that file for later batches: all are read again, by workers that know of it
+            # other workers may have read this file for later batches, so new workers, which know of it, read them again
             self.end_all()
             self._ready = {number: batch for number, batch in self._ready.items() if number < at}
             tasks = [task for task in self._owed.items() if task[0] not in self._ready]
@@ -148,11 +150,11 @@ class BatchWorkers(Workers[NumberedKeys, Batch]):
 
 @dataclass(eq=False)
 class Loader:
-    """The batches of `sampler`, in its order and the same with any number of workers; iterate as often as you like.
+    """The batches of `sampler` in its order, independent of the number of workers; it can be iterated repeatedly.
 
-    `first` is the number of the first batch, which the quarantine goes by. With `keep`, workers stay for the next
-    time. A file that takes longer than `time_limit` seconds, or ends the process that reads it, is tried once more and
-    then counts as unreadable; without workers nothing guards against either. Raises what `BatchWorkers.batches` does.
+    `first` is the number of the first batch, for the quarantine. With `keep`, workers stay for the next iteration. A
+    file that takes longer than `time_limit` seconds, or ends the process that reads it, is tried once more and then
+    counts as unreadable; with `num_workers=0` there is no such protection. Raises as `BatchWorkers.batches` does.
     """
 
     dataset: Readable
@@ -215,7 +217,7 @@ def train_loader(
     time_limit: float = TIME_LIMIT,
     start_method: StartMethod = START_METHOD,
 ) -> Loader:
-    """Micro-batches of one whole phase: the workers start once, not once an epoch."""
+    """The micro-batches of a whole phase, so that workers start once and not once per epoch."""
     first = stream.start_step * stream.accumulation
     return Loader(dataset, stream, num_workers, pin_memory, False, first, time_limit, start_method)
 
@@ -228,12 +230,12 @@ def eval_loader(
     time_limit: float = TIME_LIMIT,
     start_method: StartMethod = START_METHOD,
 ) -> Loader:
-    """A rank's share of a split, with workers that stay for the next evaluation."""
+    """The batches of a rank's share of a split; workers stay for the next evaluation."""
     return Loader(dataset, shard, num_workers, pin_memory, True, 0, time_limit, start_method)
 
 
 def pinned(batch: Batch) -> Batch:
-    """The batch in page-locked memory, from which it is copied to a GPU while that computes."""
+    """The batch in pinned (page-locked) memory, from which it can be copied to a GPU asynchronously."""
     tensors = {name: getattr(batch, name).pin_memory() for name in ("clips", "labels", "indices", "seeds")}
     return batch._replace(**tensors)
 
@@ -241,7 +243,7 @@ def pinned(batch: Batch) -> Batch:
 def _pinned_ahead(pool: BatchWorkers, sampler: Sampler, first: int) -> Iterator[Batch]:
     """Pins batches in a thread, as copying them takes milliseconds."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PINNED_AHEAD)
-    device = torch.cuda.current_device()  # a thread starts on the first one
+    device = torch.cuda.current_device()  # a new thread starts with device 0
 
     def put(item: Batch | BaseException | None) -> None:
         while not pool.stopping:
@@ -256,7 +258,7 @@ def _pinned_ahead(pool: BatchWorkers, sampler: Sampler, first: int) -> Iterator[
             for batch in pool.batches(sampler, first):
                 put(pinned(batch))
             put(None)
-        except BaseException as error:  # is raised where the batches are used
+        except BaseException as error:  # raised in the consuming thread
             put(error)
 
     thread = threading.Thread(target=work, name="pin batches", daemon=True)

@@ -1,8 +1,8 @@
-"""Files that are not tried again in a run, and why.
+"""Remembers files that failed, so that a run does not read them again.
 
-A file that cannot be opened fails for every clip: each process remembers that by itself, to save time. A file that ends
-the process which reads it may do so for some clips only. It counts as unreadable from that batch on, and the number of
-the batch is recorded, so that a resumed run, with any number of workers, computes the same.
+A file that cannot be opened fails for every clip; each process remembers it by itself to save time. A file that ends
+the process which reads it may do so for some clips only. It counts as unreadable from that batch on. The number of the
+batch is recorded, so that a resumed run computes the same with any number of workers.
 """
 
 import json
@@ -30,11 +30,11 @@ Result = TypeVar("Result")
 MOST_LOST, LOST_WITHIN = 16, 3600.0  # workers without a file to blame, and in how many seconds
 MOST_HELD = 1_000  # lines that wait in memory while the disk is full
 
-Signature = tuple[int | None, int | None]  # size in bytes, time of modification in ns; None where there is no file
+Signature = tuple[int | None, int | None]  # size in bytes, modification time in ns; None if there is no file
 
 
 class Entry(NamedTuple):
-    """A file that is not read for the batches from `since` on."""
+    """A file that is not read for batches with numbers from `since` on."""
 
     split: str
     path: str
@@ -49,13 +49,13 @@ class Entry(NamedTuple):
 
 
 class Quarantine:
-    """The failing files of a split, as known to one process and those that are started from it.
+    """The failed files of a split, as known to a process and its children.
 
-    Files that ended worker processes are kept in the JSON lines of `path`, for a resumed run; None keeps them in
-    memory. Splits may share the file, ranks must not: a rank's samples must not depend on when it hears from another. A
-    file of another size or time of modification counts as new. On a full disk lines wait in memory.
+    Files that ended worker processes are stored as JSON lines in `path`, for a resumed run; with None only in memory.
+    Splits may share the file, but each rank needs its own: a rank's samples must not depend on other ranks. A file
+    whose size or modification time has changed counts as new. On a full disk, lines are kept in memory.
 
-    `number` is that of the batch that is being read. Raises `UserError` where `path` cannot be read.
+    `number` is the number of the batch that is being read. Raises `UserError` if `path` cannot be read.
     """
 
     def __init__(self, path: Path | None = None, split: str = ""):
@@ -70,19 +70,19 @@ class Quarantine:
                 self._learn(entry)
 
     def attempt(self, video: str, read: Callable[[], Result]) -> Result:
-        """What `read()` makes of the file `video`, at the second time if the first fails. Raises `DecodeError` where
-        both fail, and at once for a file in quarantine."""
+        """Returns `read()`, which reads the file `video`, and is called a second time if the first call fails. Raises
+        `DecodeError` if both fail, and immediately for a file in quarantine."""
         entry = self._blamed.get(video)
         if entry is not None and self.number >= entry.since and _signature(video) == entry.signature:
             raise DecodeError(video, entry.cause)
-        # storage has its moments: only what fails twice is the file's fault
+        # storage can fail temporarily, so the file is blamed only if it fails twice
         with suppress(DecodeError), reading(video):
             return read()
         with reading(video):
             return read()
 
     def opened(self, video: str, read: Callable[[], Result]) -> Result:
-        """What `read()` finds of the file as a whole. Raises `DecodeError`, without trying after the second time."""
+        """Returns `read()`, which opens the file. Raises `DecodeError`; after two failures without trying again."""
         signature = _signature(video)
         times = 0
         if video in self._failed:
@@ -138,15 +138,15 @@ def _entries(path: Path) -> list[Entry]:
         try:
             entries.append(Entry(**json.loads(line)))
         except (ValueError, TypeError):
-            # half a line, of a process that was killed while writing: that file is found out again
-            log.warning("%s: a line that is no entry is passed over: %s", path, line[:200])
+            # an incomplete line of a killed process: its file will be found again
+            log.warning("%s: skipping a line that is no entry: %s", path, line[:200])
     return entries
 
 
 def _signature(video: str) -> Signature:
     try:
         return file_status(video)
-    except OSError:  # that there is no such file can change too
+    except OSError:  # a missing file may appear later
         return None, None
 
 
@@ -157,10 +157,10 @@ class _Loss(NamedTuple):
 
 
 class Losses:
-    """The workers that a loader has lost, and the files that are to blame.
+    """Counts the workers that a loader has lost, and blames files.
 
-    A file is blamed when it has ended two workers in the same batch. One may be chance: memory that ran out, storage
-    that stood still, a job that was suspended. The last two lose all workers at once, which counts as one loss.
+    A file is blamed if it ended two workers in the same batch. A single loss may have another cause: memory ran out,
+    storage hung, the job was suspended. The last two end all workers at once, which counts as one loss.
     """
 
     def __init__(self, quarantine: Quarantine, time_limit: float):
@@ -168,16 +168,16 @@ class Losses:
         self._time_limit = time_limit
         self._ended: Counter[tuple[int, str]] = Counter()
         self._unexplained: deque[_Loss] = deque()
-        self._stood_still = -math.inf  # when the last worker hung that counts
+        self._stood_still = -math.inf  # time of the last counted hang
 
     def add(self, status: int | None, video: str | None, number: int) -> bool:
-        """Counts a worker that ended with `status` while it read `video` for batch `number`; whether that put the file
-        into quarantine. Raises `UserError` when more are lost than files can be blamed for."""
+        """Counts a worker that ended with `status` while it read `video` for batch `number`. Returns whether the file
+        was put into quarantine. Raises `UserError` if there are too many unexplained losses."""
         cause = describe_exit(status, self._time_limit)
         if video is not None:
             self._ended[number, video] += 1
             if self._ended[number, video] > 1:
-                log.warning("%s ended two worker processes (%s); this run reads it no more", video, cause)
+                log.warning("%s ended two worker processes (%s); this run does not read it again", video, cause)
                 self._quarantine.blame(video, cause, number)
                 self._unexplained = deque(loss for loss in self._unexplained if loss.video != video)
                 return True
@@ -190,19 +190,21 @@ class Losses:
         if len(self._unexplained) > MOST_LOST:
             raise UserError(self._refusal())
         if video is None:
-            log.warning("a worker process was lost (%s) while it read no file; it is replaced", cause)
+            log.warning("a worker process was lost (%s) while it was reading no file; it is replaced", cause)
         else:
-            log.warning("a worker process was lost (%s) with %s; the file is tried once more", cause, video)
+            log.warning(
+                "a worker process was lost (%s) while it was reading %s; the file is tried once more", cause, video
+            )
         return False
 
     def _refusal(self) -> str:
         lines = "\n  ".join(
-            f"{loss.cause}, with {'no file in hand' if loss.video is None else shown(loss.video)}"
+            f"{loss.cause}, while reading {'no file' if loss.video is None else shown(loss.video)}"
             for loss in list(self._unexplained)[-5:]
         )
         return (
             f"{len(self._unexplained)} worker processes were lost within an hour, and no file ended two of them; the "
-            f"last:\n  {lines}\nWhere they were killed, memory ran out: lower trainer.num_workers or "
-            "trainer.batch_size. Where they hung, storage stood still, or data.decode_timeout_s is too short. Where "
-            "they crashed, trainer.num_workers=0 shows the error"
+            f"last:\n  {lines}\nIf they were killed, memory ran out: lower trainer.num_workers or "
+            "trainer.batch_size. If they hung, storage was too slow, or data.decode_timeout_s is too short. If they "
+            "crashed, trainer.num_workers=0 shows the error"
         )

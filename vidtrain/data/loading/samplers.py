@@ -1,4 +1,4 @@
-"""Which samples a step reads: pure functions of the seed and the step, whatever the ranks or workers."""
+"""Samplers: the samples of a step are a function of seed and step, independent of the number of ranks and workers."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from vidtrain.errors import UserError
 
 
 class SampleKey(NamedTuple):
-    """What a sampler yields: the record's index in the manifest, and the epoch, so that samples to be augmented
-    differently have different keys.
+    """The key of a sample: the record's index in the manifest, and an epoch, with which the same record is augmented
+    differently each time.
 
-    The epoch of a `TrainStream` is its pass over the data. With a balance, and of a `MixtureStream`, it is the place in
-    the stream, as a record may come again in the same pass or step.
+    In a `TrainStream` the epoch is the pass over the data. With a balance, and in a `MixtureStream`, it is the position
+    in the stream, as a record may be drawn several times in a pass or step.
     """
 
     epoch: int
@@ -25,7 +25,7 @@ class SampleKey(NamedTuple):
 
 
 class _Stream:
-    """Optimizer steps of `batch_size` samples, shared by ranks and their accumulation steps."""
+    """Optimizer steps of `batch_size` samples, divided among ranks and their accumulation steps."""
 
     batch_size: int
     start_step: int
@@ -47,22 +47,22 @@ class _Stream:
         return (self.stop_step - self.start_step) * self.accumulation
 
     def _micro_batches(self) -> list[range]:
-        """Which samples of a step this rank reads, one micro-batch after the other."""
+        """The samples of a step that this rank reads, for each micro-batch."""
         size = self.batch_size // (self.accumulation * self.world_size)
-        firsts = [(part * self.world_size + self.rank) * size for part in range(self.accumulation)]
-        return [range(first, first + size) for first in firsts]
+        starts = [(part * self.world_size + self.rank) * size for part in range(self.accumulation)]
+        return [range(first, first + size) for first in starts]
 
 
 @dataclass(frozen=True, eq=False)
 class ClassBalance:
     """Draws classes more evenly than the n videos of a dataset do.
 
-    A class of n_c videos has a share of the draws proportional to n_c^(1 - `balance`): with 0 as in the dataset, with 1
-    the same as every other class. `labels` are int [n], of classes below `num_classes`.
+    A class with n_c videos gets a share of the draws proportional to n_c^(1 - `balance`): 0 is as in the dataset, 1 is
+    equal for all classes. `labels` are int [n], below `num_classes`.
 
-    A pass is n draws, a function of (seed, number of the pass). It holds each class's share but for rounding, which
-    later passes make good. The videos of a class take turns over all passes, shuffled each time round; so no video
-    comes again before all others of its class have.
+    A pass has n draws and depends on (seed, number of the pass). It has each class's share up to rounding, which later
+    passes compensate. The videos of a class are drawn in turns over all passes, shuffled for each turn, so no video is
+    drawn again before all others of its class.
     """
 
     labels: np.ndarray
@@ -92,10 +92,10 @@ class ClassBalance:
         return _shuffled(np.concatenate(pieces), seed, (number, 0, 0))
 
     def _drawn_before(self, number: int) -> np.ndarray:
-        """How many videos of each class the first `number` passes hold together, int64 [k].
+        """The number of videos of each class in the first `number` passes together, int64 [k].
 
-        Running sums are rounded, so that the classes of a pass add up to its length. No class has a share below 1 / n,
-        so a pass never adds fewer than 0.
+        Cumulative sums are rounded, so that the classes of a pass add up to its length. No class has a share below 1 /
+        n, so the numbers never decrease.
         """
         total = len(self.labels) * number
         ends = np.floor(np.cumsum(self.shares) * total + 0.5).astype(np.int64)
@@ -110,31 +110,31 @@ class ClassBalance:
 
 
 def _shuffled(values: np.ndarray, seed: int, key: tuple[int, int, int]) -> np.ndarray:
-    # a key of three numbers belongs to neither a `TrainStream`'s pass nor a `MixtureStream`'s step
+    # three numbers, as a `TrainStream`'s pass has a key of one, and a `MixtureStream`'s step a key of two
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)).permutation(values)
 
 
 def class_balance(manifest: Manifest, balance: float) -> ClassBalance | None:
-    """The balance that training draws with; None where it takes videos as they come. Raises `UserError` for a `balance`
-    out of bounds, and where a video's class does not say how often to draw it."""
+    """The class balance for training; None for 0. Raises `UserError` for a `balance` out of range, for several labels a
+    video, and for mixtures."""
     setting = f"data.class_balanced_sampling={balance}"
     if not 0 <= balance <= 1:
-        raise UserError(f"{setting} must lie between 0 (as the videos are) and 1 (all classes alike)")
+        raise UserError(f"{setting} must be between 0 (as in the dataset) and 1 (all classes equally)")
     if balance == 0:
         return None
-    why, loss = "", ""
+    conflict, loss = "", ""
     if manifest.multi_label:
-        why, loss = "videos here may have several", "loss.pos_weight=balanced"
+        conflict, loss = "videos here may have several", "loss.pos_weight=balanced"
     elif manifest.columns.sources is not None:
-        why, loss = "a mixture draws by the weights of its parts", "loss.class_weights=balanced"
-    if why:
-        raise UserError(f"{setting} draws by class, and {why}; set data.class_balanced_sampling=0 and {loss}")
+        conflict, loss = "a mixture draws by the weights of its parts", "loss.class_weights=balanced"
+    if conflict:
+        raise UserError(f"{setting} draws by class, but {conflict}; set data.class_balanced_sampling=0 and {loss}")
     return ClassBalance(manifest.columns.labels, len(manifest.classes), balance)
 
 
 def class_shares(manifest: Manifest, balance: float) -> np.ndarray:
-    """The share of each class in the samples that training draws, float64 [k], by `balance` or the weights of a
-    mixture's sources. Where videos have several labels the shares add up to more than 1."""
+    """The share of each class in the samples of training, float64 [k], by `balance` or the weights of a mixture's
+    sources. If videos have several labels, the shares add up to more than 1."""
     balanced = class_balance(manifest, balance)
     if balanced is not None:
         return balanced.shares
@@ -149,21 +149,21 @@ def class_shares(manifest: Manifest, balance: float) -> np.ndarray:
 
 
 def describe_shares(shares: np.ndarray, balance: float) -> str:
-    """A word for the log."""
-    held = shares[shares > 0]
-    absent = f"; {len(shares) - len(held)} classes have no training video" if len(held) < len(shares) else ""
+    """A sentence for the log."""
+    present = shares[shares > 0]
+    absent = f"; {len(shares) - len(present)} classes have no training video" if len(present) < len(shares) else ""
     drawn = f"data.class_balanced_sampling={balance:g}"
-    return f"a class is in {held.min():.3g} to {held.max():.3g} of the samples ({drawn}){absent}"
+    return f"a class is in {present.min():.3g} to {present.max():.3g} of the samples ({drawn}){absent}"
 
 
 @dataclass(frozen=True)
 class TrainStream(_Stream):
-    """One endless shuffled stream of samples, cut into the micro-batches of this rank.
+    """An endless shuffled stream of samples, divided into the micro-batches of this rank.
 
-    Pass p of the stream is the permutation keyed by (seed, p), or what a `balance` draws. Optimizer step s reads
-    positions [s * batch_size, (s + 1) * batch_size), across the border between passes. Resuming is naming another
-    `start_step`. `batch_size` counts the samples of a step over all ranks: which samples a step holds depends on
-    neither `world_size` nor `accumulation`.
+    Pass p of the stream is the permutation keyed by (seed, p), or the draws of a `balance`. Optimizer step s reads
+    positions [s * batch_size, (s + 1) * batch_size), also across passes. To resume, set another `start_step`.
+    `batch_size` counts the samples of a step over all ranks: the samples of a step depend on neither `world_size` nor
+    `accumulation`.
 
     Iterating yields, for every step, `accumulation` lists of `SampleKey`.
     """
@@ -197,11 +197,11 @@ class TrainStream(_Stream):
                 yield keys
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The records that a pass reads: a permutation, of 4 bytes each."""
+        """The records that a pass reads, in order: int32 [num_samples]."""
         if self.balance is not None:
             return self.balance.order(self.seed, epoch)
         order = np.arange(self.num_samples, dtype=np.int32)
-        # spawn_key: a stream of its own, apart from those that the samples' draws are keyed by
+        # spawn_key makes it independent of the random numbers of samples
         np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch,))).shuffle(order)
         return order
 
@@ -223,17 +223,17 @@ def records_by_source(codes: np.ndarray, num_sources: int) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class MixtureStream(_Stream):
-    """An endless stream of samples drawn from several sources, cut into the micro-batches of this rank.
+    """An endless stream of samples from several sources, divided into the micro-batches of this rank.
 
-    Every sample is drawn with replacement: its source by weight, then one of the source's records. Place p of optimizer
-    step s is keyed by (seed, s, p), so it depends on neither `world_size` nor `accumulation`, and resuming is naming
-    another `start_step`. The epoch of a key is s * batch_size + p: a record that comes again is augmented differently.
+    Every sample is drawn with replacement: its source by weight, then one of the source's records. Sample p of
+    optimizer step s is keyed by (seed, s, p), so it depends on neither `world_size` nor `accumulation`; to resume, set
+    another `start_step`. The epoch of a key is s * batch_size + p, so that a record is augmented differently each time.
 
-    Clips of a batch have equally many frames. So a step first draws a number of frames, by the sum of the weights, and
-    then from its sources alone; each source has its share over many steps.
+    The clips of a batch must have the same number of frames. So a step first draws a number of frames, by the sum of
+    the weights of its sources, and then samples only from these sources; over many steps each source has its share.
 
     Iterating yields, for every step, `accumulation` lists of `SampleKey`. Raises `UserError` for a source without
-    records and for weights that are no shares.
+    records, and for invalid weights.
     """
 
     sources: Sequence[MixtureSource]
@@ -271,8 +271,8 @@ class MixtureStream(_Stream):
                 ]
 
     def _draw(self, step: int) -> tuple[list[int], list[int]]:
-        """The source of each of the step's samples, and its place among the source's records."""
-        # a key of two numbers is no pass of a `TrainStream`
+        """The source of each sample of the step, and its index among the source's records."""
+        # a key of two numbers, as the passes of a `TrainStream` have one
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(step, 0)))
         shares, groups = self._groups
         members, shares_within, counts = groups[int(np.searchsorted(shares, rng.random(), side="right"))]
@@ -283,8 +283,8 @@ class MixtureStream(_Stream):
 
     @cached_property
     def _groups(self) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-        """The running share of each number of frames; and for each its sources, their running shares and how many
-        records they hold."""
+        """The cumulative share of each number of frames; and for each its sources, their cumulative shares and their
+        numbers of records."""
         frames = np.array([source.frames for source in self.sources])
         weights = np.array([source.weight for source in self.sources], dtype=np.float64)
         counts = np.array([len(source.records) for source in self.sources])
@@ -302,14 +302,14 @@ def _running_share(weights: np.ndarray) -> np.ndarray:
 
 
 def every_for(total: int, most: int | None) -> int:
-    """The k for which every k-th of `total` samples makes about `most`; 1 for None."""
+    """The k for which taking every k-th of `total` samples gives at most `most`; 1 for None."""
     return math.ceil(total / (most or total))
 
 
 @dataclass(frozen=True)
 class EvalShard:
-    """This rank's share of an evaluation: every index, or each `every`-th, exactly once over all ranks, in order,
-    without padding."""
+    """This rank's share of an evaluation: all indices, or each `every`-th, are read exactly once over all ranks, in
+    order, without padding."""
 
     num_samples: int
     batch_size: int
@@ -334,8 +334,8 @@ class EvalUnits:
     """An evaluation in units that are the same at any number of ranks: unit u is one batch, of the samples
     [u * batch_size, (u + 1) * batch_size) of the split, or of each `every`-th of it.
 
-    In the last bit, logits depend on how many videos a batch holds. Here that follows from the split alone. Units that
-    are not `done` are dealt to the ranks in turn. Iterating yields the keys of each of this rank's `units`, in order.
+    The last bit of logits depends on the number of videos in a batch, which here depends on the split alone. Units that
+    are not `done` are distributed over the ranks in turn. Iterating yields the keys of this rank's `units`, in order.
     """
 
     num_samples: int

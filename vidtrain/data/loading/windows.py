@@ -1,7 +1,7 @@
-"""Videos of any length as clips to judge: whole, or in windows that slide along them.
+"""Reads videos of any length for prediction: whole, or in sliding windows.
 
-A sample is a chunk: successive windows of one video, which one pass over its frames serves. So memory does not depend
-on the video's length, and no frame is decoded anew for every window that shows it.
+A sample is a chunk: successive windows of one video, which are read in one pass over its frames. So memory does not
+depend on the video's length, and a frame is not decoded again for every window that shows it.
 """
 
 import math
@@ -28,7 +28,7 @@ from vidtrain.errors import UserError
 
 
 class Chunk(NamedTuple):
-    """Windows of one video: each begins at one of `starts` and is `length` long, in seconds; None is all of it."""
+    """Windows of a video: each starts at one of `starts` and has `length`, in seconds; None is the whole video."""
 
     path: str
     starts: tuple[float, ...] = (0.0,)
@@ -36,8 +36,8 @@ class Chunk(NamedTuple):
 
 
 class Length(NamedTuple):
-    """Seconds of a video, and for which most of its frames are shown; whether it can only be read from its
-    beginning."""
+    """The length of a video in seconds, the usual duration of a frame, and whether it can only be read from its
+    start."""
 
     seconds: float
     frame: float
@@ -45,8 +45,8 @@ class Length(NamedTuple):
 
 
 class Views(NamedTuple):
-    """What is shown of a chunk: frame indices int64 [m n t] of the m windows' clips, and the boxes cut from them,
-    in pixels of the displayed frame."""
+    """The views of a chunk: frame indices int64 [m n t] of the m windows' clips, and the crops of each frame, in pixels
+    of the displayed frame."""
 
     video: VideoInfo
     frames: np.ndarray
@@ -55,8 +55,8 @@ class Views(NamedTuple):
 
 @dataclass(frozen=True)
 class WindowDataset(Dataset):
-    """Reads chunks, by their number, in the way in which `videos` evaluates: uint8 [m n c t h w] of m windows, each
-    with the n views of a video. An unreadable file, or one that the protocol refuses, gives a sample with one fault."""
+    """Reads chunks by number, with the evaluation settings of `videos`: uint8 [m n c t h w] of m windows with n views
+    each. An unreadable file, or one that the protocol refuses, gives a sample with one fault."""
 
     videos: VideoDataset
     chunks: Sequence[Chunk]
@@ -78,7 +78,7 @@ class WindowDataset(Dataset):
         return Sample(clips, torch.tensor(0), key.record, seeds, [])
 
     def views(self, chunk: Chunk) -> Views:
-        """Which frames and boxes show a chunk. Raises `DecodeError`, and `UserError` where the protocol refuses."""
+        """The frames and crops of a chunk. Raises `DecodeError`, and `UserError` if the protocol refuses the video."""
         video = self.videos.open_video(chunk.path)
         times = video.timestamps - video.timestamps[0]
         windows = []
@@ -86,7 +86,7 @@ class WindowDataset(Dataset):
         for start in chunk.starts:
             begin = end = None
             if chunk.length is not None:
-                # from a frame on, so that a window of as many frames as a clip has room for it
+                # starts exactly at a frame, so that a window has room for a clip of the same number of frames
                 begin = float(times[max(0, np.searchsorted(times, start + ROUNDING, side="right") - 1)])
                 end = begin + chunk.length
             windows.append(index(begin, end))
@@ -101,7 +101,7 @@ class WindowDataset(Dataset):
 
 @dataclass(frozen=True)
 class LengthDataset(Dataset):
-    """How long the files `paths` are: a sample's "clips" are float64 [1 3], a `Length`."""
+    """Reads the lengths of the files `paths`: a sample's `clips` are float64 [1 3], a `Length`."""
 
     paths: Sequence[str]
     index: VideoIndex
@@ -126,7 +126,7 @@ def _without(key: SampleKey, cause: str, path: str) -> Sample:
 
 
 def tasks_of(sizes: Sequence[int], at_once: int) -> list[list[SampleKey]]:
-    """Chunks of `sizes` windows side by side in batches of `at_once` windows, or fewer, in order."""
+    """Groups chunks with `sizes` windows, in order, into batches of at most `at_once` windows."""
     tasks: list[list[SampleKey]] = []
     room = 0
     for index, size in enumerate(sizes):
@@ -139,19 +139,19 @@ def tasks_of(sizes: Sequence[int], at_once: int) -> list[list[SampleKey]]:
 
 
 def clip_seconds(protocol: ClipProtocol, frame: float) -> float | None:
-    """Seconds that a clip spans where frames are shown for `frame` seconds; None for "uniform", which spans all."""
+    """The seconds that a clip spans if frames last `frame` seconds; None for "uniform", which spans the whole video."""
     if protocol.sampling == "uniform":
         return None
     seconds = protocol.stride * protocol.frames * (frame if protocol.frame_step is not None else 1.0)
-    # V-JEPA 2 lets clips move only within more frames than they span
+    # V-JEPA 2 needs one frame more than a clip spans
     return seconds + frame if protocol.sampling.startswith("vjepa2") else seconds
 
 
 def window_starts(seconds: float, length: float, stride: float, frame: float) -> list[float]:
-    """Where windows of `length` begin in a video, all in seconds: every `stride`, as long as they lie within it.
+    """The starts of windows of `length` in a video, all in seconds: every `stride`, as long as they fit.
 
-    More than a `frame` that is left over has one more window, which ends with the video. A shorter video has one
-    window."""
+    If more than a `frame` is left over, there is one more window, which ends with the video. A video shorter than
+    `length` has one window."""
     last = seconds - length
     if last <= frame / 2:
         return [0.0]
@@ -160,6 +160,6 @@ def window_starts(seconds: float, length: float, stride: float, frame: float) ->
 
 
 def chunks_of(path: str, starts: Sequence[float], length: float, at_once: int) -> Iterator[Chunk]:
-    """A video's windows in chunks of `at_once`."""
+    """Divides a video's windows into chunks of `at_once` windows."""
     for first in range(0, len(starts), at_once):
         yield Chunk(path, tuple(starts[first : first + at_once]), length)

@@ -1,8 +1,8 @@
-"""Processes that call a function on one task after another, and may crash, hang or be killed meanwhile.
+"""Worker processes that call a function for one task after another, and may crash, hang or be killed.
 
-Each worker has a connection of its own, so that one which ends in the middle of a message leaves nobody waiting. Its
-owner is told which tasks are lost: `guarded` reports them, the loader has them read again. Tensors travel in anonymous
-memory (memfd), which has no limit of its own; /dev/shm has 64 MB in containers.
+Each worker has its own connection, so a worker that ends in the middle of a message blocks no other. The owner gets the
+tasks of a lost worker: `guarded` reports them, the loader reads them again. Tensors are sent in anonymous memory
+(memfd), which has no size limit, while /dev/shm has 64 MB in containers.
 """
 
 import atexit
@@ -32,14 +32,14 @@ from vidtrain.data.decoding import watchdog
 from vidtrain.data.decoding.watchdog import START_SECONDS, describe_exit
 from vidtrain.errors import UserError
 
-# A scheduler or Ctrl-C signals every process of a job. Workers leave the answer to the main process.
+# A scheduler or Ctrl-C signals every process of a job. Workers ignore these signals; the main process handles them
 LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-TICK = 0.5  # seconds between looks at whether workers hang
-ORPHAN_SECONDS = 2.0  # between looks at whether the owner lives
+TICK = 0.5  # seconds between checks for hanging workers
+ORPHAN_SECONDS = 2.0  # between checks whether the owner still runs
 END_SECONDS = 10.0
-INLINE_BYTES = 16 << 10  # tensors up to this size travel within the message
+INLINE_BYTES = 16 << 10  # tensors up to this size are sent within the message
 
-# glibc's malloc.h. Above the threshold for mmap, of which 32 MiB is the largest, memory is never kept
+# Options of glibc's malloc.h. Freed blocks above the mmap threshold, at most 32 MiB, are always returned to the kernel
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 KEPT = {M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 512 << 20, M_TOP_PAD: 16 << 20}  # bytes
 
@@ -50,7 +50,7 @@ Context = ForkContext | SpawnContext | ForkServerContext
 
 
 class Raised(NamedTuple):
-    """What a worker's function raised, in text; `is_users` says whether it was a `UserError`."""
+    """The exception of a worker's function as text; `is_users` says whether it was a `UserError`."""
 
     kind: str
     message: str
@@ -59,17 +59,17 @@ class Raised(NamedTuple):
 
 
 class Answer(NamedTuple, Generic[Task, Value]):
-    """What came of a task."""
+    """The result of a task."""
 
     task: Task
     value: Value | Raised
 
 
 class Lost(NamedTuple, Generic[Task]):
-    """A worker that has ended, owing `tasks`, of which it was at the first, with the file `path` in hand, if any.
+    """A worker that ended before it finished `tasks`; it was working on the first, and reading the file `path`, if any.
 
-    `status` is multiprocessing's: -SIGALRM for one that hung. `came_up` is False where the process ended before it
-    could do anything.
+    `status` is multiprocessing's exit code, -SIGALRM for a worker that hung. `came_up` is False if the process ended
+    before it had started.
     """
 
     tasks: list[Task]
@@ -79,11 +79,11 @@ class Lost(NamedTuple, Generic[Task]):
 
 
 class Workers(Generic[Task, Value]):
-    """Up to `count` processes that call `function` on what they are given, until `close`.
+    """Up to `count` worker processes that call `function` for each given task, until `close`.
 
-    They start when there is something to do, also in the place of lost ones. A task without progress for `time_limit`
-    seconds ends its worker. No worker outlives its owner by more than the task in hand, or the time limit. `preload`
-    names modules that a fork server imports once for all.
+    Workers start when there are tasks, also to replace lost ones. A worker without progress for `time_limit` seconds is
+    ended. After its owner has ended, a worker finishes at most its current task, within the time limit. `preload` names
+    modules that a fork server imports once for all workers.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Workers(Generic[Task, Value]):
         atexit.register(self.close)  # multiprocessing would wait at exit for workers that ignore SIGTERM
 
     def give(self, task: Task) -> None:
-        """Puts the task behind those of the worker that owes the fewest."""
+        """Gives the task to the worker with the fewest tasks."""
         worker = min(self._workers, key=lambda worker: len(worker.tasks), default=None)
         if worker is None or (worker.tasks and len(self._workers) < self._count):
             worker = _Worker(self._context, self._function, self._time_limit)
@@ -112,14 +112,14 @@ class Workers(Generic[Task, Value]):
         worker.give(task)
 
     def collect(self, seconds: float) -> list[Answer[Task, Value] | Lost[Task]]:
-        """One answer of every worker that has one, and the lost workers; waits for the first up to `seconds`."""
+        """Returns one answer of every worker that has one, and lost workers; waits up to `seconds` for the first."""
         ready = wait([worker.connection for worker in self._workers], seconds)
         events = [(worker, worker.poll(worker.connection in ready)) for worker in self._workers]
         self._workers = [worker for worker, event in events if not isinstance(event, Lost)]
         return [event for _, event in events if event is not None]
 
     def end_all(self) -> None:
-        """Ends the workers at once, whatever they owe."""
+        """Kills all workers; their tasks are lost."""
         for worker in self._workers:
             worker.end()
         self._workers = []
@@ -136,19 +136,19 @@ class Workers(Generic[Task, Value]):
 
 
 class _Worker(Generic[Task, Value]):
-    """One process, seen from its owner. It owes `tasks`, and is at the first."""
+    """A worker process, as its owner sees it. It has `tasks`, and works on the first."""
 
     def __init__(self, context: Context, function: Callable[[Task], Value], time_limit: float):
         self.tasks: deque[Task] = deque()
         self._time_limit = time_limit
         self._start_limit = max(START_SECONDS[context.get_start_method()], time_limit)
-        self._since = time.monotonic()  # it has had its first task
+        self._since = time.monotonic()  # start of its first task
         self._note = watchdog.new_note(context)
         self.connection, theirs = context.Pipe()
         parent = None if context.get_start_method() == "forkserver" else os.getpid()
         arguments = (theirs, function, self._note, time_limit, parent)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        # They stay blocked in the worker until it ignores them
+        # signals stay blocked in the worker until it ignores them
         before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_MAIN)
         try:
             self._process.start()
@@ -164,25 +164,25 @@ class _Worker(Generic[Task, Value]):
             self.connection.send(task)
 
     def poll(self, has_message: bool) -> Answer[Task, Value] | Lost[Task] | None:
-        """What has become of the worker or its first task, if anything has."""
+        """The answer to the first task, or the loss of the worker, or None."""
         if has_message:
             try:
                 value = receive(self.connection, self._time_limit)
             except TimeoutError:
                 return self._lost(-signal.SIGALRM)
-            except (EOFError, OSError):  # it ended, perhaps within a message
+            except (EOFError, OSError):  # it ended, perhaps in the middle of a message
                 return self._lost()
             self._since = time.monotonic()
             return Answer(self.tasks.popleft(), value)
         left = watchdog.seconds_left(self._note, self._since, self._time_limit, self._start_limit)
         if self.tasks and not left:
-            return self._lost(-signal.SIGALRM)  # it was stopped, or is where no signal reaches it
+            return self._lost(-signal.SIGALRM)  # it was stopped, or hangs where signals are not delivered
         if not self._process.is_alive() and not self.connection.poll():
-            return self._lost()  # and some other process has inherited its end of the connection
+            return self._lost()  # another process inherited its end of the connection, so there was no EOF
         return None
 
     def _lost(self, status: int | None = None) -> Lost[Task]:
-        if status is None:  # it is ending by itself
+        if status is None:  # it ends by itself
             self._process.join(END_SECONDS)
         self.end()
         status = self._process.exitcode if status is None else status
@@ -202,8 +202,8 @@ def _serve(
     time_limit: float,
     parent: int | None,
 ) -> None:
-    """A worker's life, until its owner ends it or is gone. A function with a method `expect` is told of waiting
-    tasks."""
+    """The main loop of a worker, until its owner ends it or has ended. A method `expect` of the function, if any, is
+    called for every waiting task."""
     for number in LEFT_TO_MAIN:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_MAIN)
@@ -216,7 +216,7 @@ def _serve(
     parent = os.getppid() if parent is None else parent
     waiting: deque[Task] = deque()
     expect = getattr(function, "expect", lambda task: None)
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the owner is gone
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the owner has ended
         while True:
             while not waiting and not connection.poll(ORPHAN_SECONDS):
                 if os.getppid() != parent:
@@ -227,7 +227,7 @@ def _serve(
                 waiting.append(connection.recv())
                 expect(waiting[-1])
             task = waiting.popleft()
-            watchdog.progress()  # should the owner be killed while this hangs in a decoder, the kernel still ends it
+            watchdog.progress()  # if the owner is killed while this hangs in a decoder, the kernel's timer ends it
             answer = _call(function, task)
             watchdog.disarm()
             send(connection, answer)
@@ -236,13 +236,13 @@ def _serve(
 def _call(function: Callable[[Task], object], task: Task) -> object:
     try:
         return function(task)
-    except Exception as error:  # whatever a file provokes is the owner's to judge
+    except Exception as error:  # the owner handles any error
         is_users = isinstance(error, UserError)
         return Raised(type(error).__name__, str(error), traceback.format_exc(), is_users)
 
 
 class TaskResult(NamedTuple, Generic[Task, Value]):
-    """What became of one item: the function's `value`, or in `failure` the text that says why there is none."""
+    """The result for one item: the function's `value`, or in `failure` a text that says why there is none."""
 
     item: Task
     value: Value | None
@@ -256,14 +256,14 @@ def guarded(
     time_limit: float,
     preload: Sequence[str] = (),
 ) -> Iterator[TaskResult[Task, Value]]:
-    """The result of `function` for every item, in the order in which they end.
+    """Yields the result of `function` for every item, in the order in which they finish.
 
-    A failure reads `crashed: signal 11 (SIGSEGV)`, `crashed: exit status 3`, `hung: over 60 s` or, for what the
-    function raised, `failed: ValueError: ...`. `time_limit` is in seconds without a call of `watchdog.progress`. The
-    function must be importable, as it is pickled; `preload` names modules that it needs.
+    A failure reads `crashed: signal 11 (SIGSEGV)`, `crashed: exit status 3`, `hung: over 60 s` or, if the function
+    raised an error, `failed: ValueError: ...`. `time_limit` is the number of seconds without a call of
+    `watchdog.progress`. The function must be importable, as it is pickled; `preload` names modules that it needs.
 
-    Workers are forked from a fork server, which has only imported what they need. Forking the caller would copy its
-    threads' locks; starting afresh (spawn) would import everything anew for every replacement.
+    Workers are forked from a fork server that has imported only these modules. Forking the caller would copy locks of
+    its threads; spawn would import everything again for every replacement.
     """
     workers = Workers(function, num_workers, time_limit, "forkserver", preload)
     waiting = iter(items)
@@ -292,28 +292,28 @@ def _result(event: Answer[Task, Value] | Lost[Task], time_limit: float) -> TaskR
         return TaskResult(event.task, event.value, "")
     if not event.came_up:
         cause = describe_exit(event.status, START_SECONDS["forkserver"])
-        raise RuntimeError(f"a worker process did not come up: {cause}; its own message is above")
+        raise RuntimeError(f"a worker process did not start: {cause}; its own message is above")
     return TaskResult(event.tasks[0], None, describe_exit(event.status, time_limit))
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep up to 512 MiB that it has freed. Returns False, and changes nothing, without glibc.
+    """Makes this process keep up to 512 MiB of freed memory. Returns False and changes nothing without glibc.
 
-    The pictures of a clip's decoder come to tens of megabytes. glibc gives such amounts back to the kernel, which fills
-    them with zeros for the next clip: a tenth of the time of a 1080p clip (experiments/benchmarks/decoding).
+    A decoder's pictures for a clip take tens of megabytes. glibc would return them to the kernel, which must zero them
+    again for the next clip: a tenth of the time of a 1080p clip (experiments/benchmarks/decoding).
     """
     libc = ctypes.CDLL(None)
     return hasattr(libc, "mallopt") and all([libc.mallopt(which, size) == 1 for which, size in KEPT.items()])
 
 
 class _Inline(NamedTuple):
-    """Stands for a small tensor: torch would open a file for it."""
+    """A small tensor as an array within a message, as torch would open a file for it."""
 
     array: np.ndarray
 
 
 class _Shared(NamedTuple):
-    """Stands for a tensor whose memory comes after the message."""
+    """A placeholder in a message for a tensor whose memory is sent after it."""
 
     dtype: torch.dtype
     shape: torch.Size
@@ -340,8 +340,8 @@ def send(connection: Connection, answer: object) -> None:
 
 
 def receive(connection: Connection, time_limit: float | None = None) -> Any:
-    """What `send` sent. Raises EOFError or OSError where the sender has ended meanwhile, and TimeoutError where a
-    tensor does not follow within `time_limit` seconds: the sender was stopped."""
+    """Receives an object of `send`. Raises EOFError or OSError if the sender has ended, and TimeoutError if a tensor
+    does not follow within `time_limit` seconds, as the sender was stopped."""
     kind, fields = connection.recv()
     for place, field in enumerate(fields):
         if isinstance(field, _Shared):
@@ -357,7 +357,7 @@ def receive(connection: Connection, time_limit: float | None = None) -> Any:
 
 
 def _filled(content: memoryview) -> int:
-    """A file descriptor of memory that holds `content` and is gone with its last user."""
+    """A file descriptor of memory with the `content`, which is freed with its last user."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("batch")
     else:

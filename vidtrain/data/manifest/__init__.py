@@ -1,10 +1,10 @@
-"""Which videos there are, with which labels, in which split; millions of them in little memory.
+"""Manifests: the videos of each split with their labels. Millions of records fit in little memory.
 
 Read manifest.py first.
 
-manifest.py       records and class names, in memory and in a folder of columns; one spelling for each class
-columns.py        how millions of records lie in memory
-files.py          what a source gave, kept for all runs; splits written as lists
-split_records.py  what a split held at some time, in some bytes a video, and what differs in it now
-splitting.py      train, val and test: made, and checked
+manifest.py       records and class names, in memory and in a folder of columns; normalizes class names
+columns.py        stores millions of records as columns
+files.py          caches the manifests of a source for all runs; writes splits as listings
+split_records.py  records a split's files compactly, and compares them with the files at a later time
+splitting.py      divides a dataset into train, val and test, and checks existing splits
 """

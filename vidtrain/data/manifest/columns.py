@@ -1,4 +1,4 @@
-"""The columns of a manifest: millions of records without an object for each."""
+"""The columns of a manifest, which store millions of records without an object for each."""
 
 import os
 from array import array
@@ -9,15 +9,15 @@ from typing import overload
 
 import numpy as np
 
-CHUNK = 1 << 16  # strings turned at a time
+CHUNK = 1 << 16  # strings that are converted at a time
 CHECKED_AT_A_TIME = 1 << 20
 LARGEST_SMALL = 2**32 - 1
-OWN_PATH = -1  # the group code of a record that is a group of its own
+OWN_PATH = -1  # the group code of a record without a group: its path is the group
 
 
 class Strings(Sequence[str]):
-    """Many strings in one run of bytes: string i is `prefix` and the bytes [offsets[i], offsets[i + 1]) of `blob`, in
-    UTF-8. Other bytes, which file names may hold, become surrogates, as in Python's file system functions."""
+    """Many strings in one array of bytes: string i is `prefix` followed by the bytes [offsets[i], offsets[i + 1]) of
+    `blob`, in UTF-8. Invalid bytes in file names become surrogates, as in Python's file system functions."""
 
     def __init__(self, blob: np.ndarray, offsets: np.ndarray, prefix: str = ""):
         self.blob, self.offsets, self.prefix = blob, offsets, prefix
@@ -49,7 +49,7 @@ class Strings(Sequence[str]):
         return self._gather(self.offsets[indices], self.offsets[indices + 1], self.prefix)
 
     def with_common_folder(self, folder: str) -> "Strings":
-        """The same strings with `folder`, with which all begin, as their prefix."""
+        """The same strings with the prefix `folder`, with which all of them start."""
         length = len(folder.encode("utf-8", "surrogateescape"))
         return self._gather(self.offsets[:-1] + length, self.offsets[1:], folder)
 
@@ -63,14 +63,14 @@ class Strings(Sequence[str]):
 
 
 def running_sum(lengths: np.ndarray) -> np.ndarray:
-    """Offsets [n + 1] of things that are `lengths` [n] long: uint32 where they fit, else int64."""
+    """The offsets [n + 1] of items with `lengths` [n]: uint32 if they fit, else int64."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:], dtype=np.int64)
     return offsets.astype(np.uint32) if offsets[-1] <= LARGEST_SMALL else offsets
 
 
 class StringsBuilder:
-    """Gathers `Strings`, many at a time."""
+    """Builds `Strings` from many strings at a time."""
 
     def __init__(self) -> None:
         self._blob = bytearray()
@@ -97,10 +97,10 @@ class StringsBuilder:
             self._lengths.extend(map(len, encoded))
 
     def build(self) -> Strings:
-        """What was gathered, with the folder that all have in common, if any, as the prefix."""
+        """The strings, with their common folder, if any, as the prefix."""
         offsets = running_sum(np.frombuffer(self._lengths, dtype=np.uint32))
         strings = Strings(np.frombuffer(self._blob, dtype=np.uint8), offsets)
-        # what the first and the last in order have in common, all have
+        # the common prefix of the first and the last in order is common to all
         common = os.path.commonprefix([self._least or "", self._greatest])
         folder = common[: common.rfind("/") + 1]
         return strings.with_common_folder(folder) if folder else strings
@@ -108,11 +108,11 @@ class StringsBuilder:
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """What is known of n records. A column that no record needs is None.
+    """The columns of n records. A column that no record needs is None.
 
-    `labels` int32 [n] are the first labels; where records may have several, those of record i are `all_labels` int32 at
-    [label_offsets[i], label_offsets[i + 1]). `groups` int32 [n] index `group_names`; `OWN_PATH`, or no such column,
-    means that the path is the group. `starts` and `ends` float64 [n] are seconds, NaN for no cut. `sources` uint16 [n].
+    `labels` int32 [n] are the first labels; if records may have several, those of record i are `all_labels` int32 at
+    [label_offsets[i], label_offsets[i + 1]). `groups` int32 [n] index `group_names`; if it is `OWN_PATH` or None, the
+    path is the group. `starts` and `ends` float64 [n] are seconds, NaN for no cut. `sources` uint16 [n] are indices.
     """
 
     paths: Strings
@@ -135,7 +135,7 @@ class Columns:
 
     @property
     def label_counts(self) -> np.ndarray:
-        """How many labels each record has, int64 [n]."""
+        """The number of labels of each record, int64 [n]."""
         if self.label_offsets is None:
             return np.ones(len(self), dtype=np.int64)
         return np.diff(self.label_offsets.astype(np.int64))
@@ -148,7 +148,7 @@ class Columns:
         return tuple(self.every_label[first:last].tolist())
 
     def cut_of(self, place: int) -> tuple[float | None, float | None]:
-        """Start and end of one record in seconds, None where the file is not cut."""
+        """Start and end of one record in seconds; None if the file is not cut there."""
         start, end = (
             None if times is None or np.isnan(times[place]) else float(times[place])
             for times in (self.starts, self.ends)
@@ -172,7 +172,7 @@ class Columns:
         return Columns(*first, *(None if column is None else column[indices] for column in rest))
 
     def with_paths(self, paths: Sequence[str], shifts: np.ndarray | None = None) -> "Columns":
-        """The same records with other paths, cut later by `shifts` (seconds [n])."""
+        """The same records with other paths, and with starts and ends increased by `shifts` (seconds [n])."""
         strings = StringsBuilder()
         strings.extend(paths)
         later = 0.0 if shifts is None else shifts
@@ -180,14 +180,14 @@ class Columns:
         return replace(self, paths=strings.build(), starts=starts, ends=ends)
 
     def relabeled(self, new: np.ndarray | None) -> "Columns":
-        """The same records with label `new[l]` for label l; None leaves labels as they are."""
+        """The same records with label l replaced by `new[l]`; None keeps all labels."""
         if new is None:
             return self
         all_labels = None if self.all_labels is None else new[self.all_labels].astype(np.int32)
         return replace(self, labels=new[self.labels].astype(np.int32), all_labels=all_labels)
 
     def check(self) -> None:
-        """Raises `ValueError` where the lengths of columns or the order of offsets show that they are damaged."""
+        """Raises `ValueError` if lengths of columns or offsets are inconsistent, as in damaged files."""
         one_a_record = (self.labels, self.groups, self.starts, self.ends, self.sources)
         if any(column is not None and column.shape != (len(self),) for column in one_a_record):
             raise ValueError("its columns are of different lengths")
@@ -209,7 +209,7 @@ class Columns:
 
 
 class _Optional:
-    """A column that takes no memory until a record has a value in it."""
+    """A column that needs no memory until a record has a value in it."""
 
     def __init__(self, code: str, fill: float):
         self._code, self._fill = code, fill
@@ -217,7 +217,7 @@ class _Optional:
 
     def extend(self, values: Sequence[float] | None, before: int, count: int) -> None:
         if self._values is None:
-            # NaN, which is a fill, differs from itself
+            # `value != value` is true for NaN, which is used as a fill
             if values is None or all(value == self._fill or value != value for value in values):
                 return
             self._values = array(self._code, [self._fill]) * before
@@ -228,7 +228,7 @@ class _Optional:
 
 
 class ColumnsBuilder:
-    """Gathers records, many at a time, in the memory that they take in the end."""
+    """Builds `Columns` from many records at a time, without more memory than the result."""
 
     def __init__(self, multi_label: bool = False):
         self._paths = StringsBuilder()
@@ -253,9 +253,9 @@ class ColumnsBuilder:
         sources: Sequence[int] | None = None,
         label_counts: Sequence[int] | None = None,
     ) -> None:
-        """Adds records. `labels` are those of all of them in order, `label_counts` how many each has: None means one.
-
-        Without `groups`, each record is a group of its own. NaN in `starts` or `ends` means not cut there.
+        """Adds records. `labels` holds the labels of all records in order; `label_counts` says how many each record
+        has, None means one each. Without `groups`, each record is its own group. NaN in `starts` or `ends` means no
+        cut.
         """
         before, count, known = len(self), len(paths), self._group_codes
         codes = None

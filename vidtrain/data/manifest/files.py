@@ -1,11 +1,12 @@
-"""Manifests on disk: a source is read once, then mapped into the memory of all processes and runs; and lists of splits.
+"""Caches manifests on disk: a source is read once, and all processes and runs map the result. Writes splits as
+listings.
 
     folder/manifests/SOURCE-CONTENTS/
-      splits.json         the names of the splits, and what the source warned of
+      splits.json         the names of the splits, and the source's warnings
       {train,val,test}/   a .npy file for each column
 
-SOURCE stands for the source's settings, CONTENTS for the files that it reads, or, where it does not say which
-those are, for what it found.
+SOURCE is a hash of the source's settings, CONTENTS one of the files that it reads or, if it does not name these, of the
+manifests.
 """
 
 import csv
@@ -33,30 +34,30 @@ from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.escaping import guarded_cell, is_utf8
 from vidtrain.files.folders import check_links
 
-# A run that lasts for weeks may still have one open, perhaps on another machine, where removing it would end that run.
+# Long, as a run of weeks may still use a manifest, perhaps on another machine, and removing it would end that run
 KEEP_DAYS = 30
 UNFINISHED = ".unfinished-"
 SPLITS = "splits.json"
 SECONDS_A_DAY = 86_400
-# To be raised when sources make other manifests of the same files, or manifests are stored in another way
+# Increase this when sources make other manifests from the same files, or when manifests are stored differently
 FORMAT = 4
 
 logger = logging.getLogger(__name__)
 
 
 def open_manifests(source: Source, folder: Path) -> dict[str, Manifest]:
-    """The splits of `source`, mapped into memory from files below `folder`, which is the dataset's own.
+    """The splits of `source`, memory-mapped from files below `folder`, the folder of the dataset.
 
-    A source with `inputs()` is read when it or one of those files is new or has changed (by path, size and time of
-    modification); one without is read every time. Processes that start together may all read it; what they store is the
-    same. Manifests that nobody has opened for 30 days are removed.
+    A source with `inputs()` is read only if it is new, or if one of these files has changed (by path, size and
+    modification time); others are read every time. Processes that start together may all read it, as they store the
+    same. Manifests that were not opened for 30 days are removed.
 
-    Raises `UserError` where `folder` cannot be written, and what the source raises.
+    Raises `UserError` if `folder` cannot be written, and the errors of the source.
     """
     kept = Path(folder).absolute() / "manifests"
     check_links(kept.parent)
     inputs = source.inputs() if hasattr(source, "inputs") else None
-    # before they are read: files that change meanwhile are read again next time
+    # taken before reading, so that files that change during reading are read again next time
     state = None if inputs is None else _state_of(inputs)
     if state is not None:
         stored = _open_stored(kept / f"{_key_of(source)}-{state}", repeat_warnings=True)
@@ -64,18 +65,18 @@ def open_manifests(source: Source, folder: Path) -> dict[str, Manifest]:
             return stored
     with _listening() as warnings:
         manifests = source.manifests()
-    for _ in range(2):  # again where what lay there is damaged
+    for _ in range(2):  # a second time if a damaged manifest was there
         try:
             kept.mkdir(parents=True, exist_ok=True)
             place = _store(manifests, warnings, kept, _key_of(source), state)
             _remove_unused(kept)
         except OSError as error:
             way = "choose a folder that you may write to with data.index_root"
-            raise UserError(f"the manifests cannot be kept in {kept} ({error.strerror}); {way}") from error
+            raise UserError(f"the manifests cannot be stored in {kept} ({error.strerror}); {way}") from error
         stored = _open_stored(place)
         if stored is not None:
             return stored
-    raise UserError(f"{place} was removed while it was made; start again")
+    raise UserError(f"{place} was removed while it was written; start again")
 
 
 def _key_of(source: Source) -> str:
@@ -99,7 +100,7 @@ def _short_hash(data: bytes) -> str:
 
 @contextmanager
 def _listening() -> Iterator[list[logging.LogRecord]]:
-    """Collects the warnings of sources, which come through the loggers of this package."""
+    """A context that collects the warnings that sources log."""
     package, keeper = logging.getLogger("vidtrain.data"), BufferingHandler(sys.maxsize)
     keeper.setLevel(logging.WARNING)
     package.addHandler(keeper)
@@ -123,20 +124,21 @@ def _store(
         place = kept / f"{key}-{state or _short_hash(json.dumps(digests).encode())}"
         about = {"splits": list(manifests), "warnings": [warning.getMessage() for warning in warnings]}
         (unfinished / SPLITS).write_text(json.dumps(about), encoding="utf-8")
-        unfinished.chmod(0o755)  # made for this user alone, but others may share the cache
+        unfinished.chmod(0o755)  # mkdtemp allows only this user, but others may share the cache
         try:
             unfinished.rename(place)
         except OSError:
             if not place.is_dir():
                 raise
-            # another process was faster, and what it stored is the same
+            # another process stored the same first
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return place
 
 
 def _open_stored(place: Path, repeat_warnings: bool = False) -> dict[str, Manifest] | None:
-    """The splits in the folder `place`; None where there is none, or a damaged one, which is removed."""
+    """The splits in the folder `place`; None if there are none, or if they are damaged, in which case they are
+    removed."""
     try:
         about = json.loads((place / SPLITS).read_text(encoding="utf-8"))
         manifests = {split: Manifest.open(place / split) for split in about["splits"]}
@@ -144,13 +146,13 @@ def _open_stored(place: Path, repeat_warnings: bool = False) -> dict[str, Manife
     except FileNotFoundError:
         return None
     except (OSError, KeyError, TypeError, ValueError, UserError) as error:
-        logger.warning("%s is damaged (%s) and made anew", place, error)
+        logger.warning("%s is damaged (%s) and will be made again", place, error)
         shutil.rmtree(place, ignore_errors=True)
         return None
     for message in warnings:
         logger.warning("%s", message)
-    with suppress(PermissionError):  # it is another user's, who keeps it for us
-        os.utime(place)  # its last use
+    with suppress(PermissionError):  # it belongs to another user
+        os.utime(place)  # records the last use
     return manifests
 
 
@@ -158,7 +160,7 @@ def _remove_unused(kept: Path) -> None:
     oldest = time.time() - KEEP_DAYS * SECONDS_A_DAY
     for place in kept.iterdir():
         ours = (place / SPLITS).is_file() or place.name.startswith(UNFINISHED)
-        with suppress(FileNotFoundError):  # another process has given it its final name meanwhile
+        with suppress(FileNotFoundError):  # another process has renamed it
             if ours and place.stat().st_mtime < oldest:
                 shutil.rmtree(place, ignore_errors=True)
 
@@ -167,11 +169,11 @@ def _remove_unused(kept: Path) -> None:
 
 
 def csv_text(manifest: Manifest, separator: str, folder: Path | None) -> str:
-    """A row for every record: path (relative to `folder`, if any), labels with `separator` between them, group, and the
-    times of cuts, if any.
+    """A CSV listing with a row for every record: path (relative to `folder`, if any), labels joined by `separator`,
+    group, and start and end, if any.
 
-    Fields are guarded as in `vidtrain.files.escaping.csv_lines`. A path that is no UTF-8 is written as its bytes.
-    Raises `UserError` naming a path that no line can hold, or a label that no reader takes.
+    Fields are escaped as in `vidtrain.files.escaping.csv_lines`. A path that is not UTF-8 is written as its bytes.
+    Raises `UserError` naming a path with a line break, or a label that is not UTF-8.
     """
     cut = manifest.columns.starts is not None or manifest.columns.ends is not None
     rows = [["path", "label", "group", *(("start", "end") if cut else ())]]
@@ -186,7 +188,7 @@ def csv_text(manifest: Manifest, separator: str, folder: Path | None) -> str:
         if not is_utf8(label):
             raise UserError(f"{path!r} cannot be listed: its label {label!r} is not UTF-8; rename the folder")
         rows.append([path, label, group, *(times if cut else ())])
-    # spaces around a field would not count without quotes
+    # readers strip spaces around a field unless it is quoted
     bare = all(field == field.strip() for row in rows for field in row)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL if bare else csv.QUOTE_ALL)
@@ -195,7 +197,8 @@ def csv_text(manifest: Manifest, separator: str, folder: Path | None) -> str:
 
 
 def annotations_text(splits: Mapping[str, Manifest], root: str, folders: bool) -> str:
-    """All splits as JSON, an entry a line; paths are relative to `root`, and `folders` says that they hold images."""
+    """All splits as JSON, one entry per line; paths are relative to `root`, and are folders of images with
+    `folders`."""
     classes = next(iter(splits.values())).classes
     parts = [f'"categories": {json.dumps({name: number for number, name in enumerate(classes)})}']
     for name, manifest in splits.items():
@@ -221,9 +224,9 @@ def _annotation(record: Record, root: str, folder: bool) -> dict[str, Any]:
 
 
 def write_split(out: Path, texts: Mapping[str, str], overwrite: bool) -> None:
-    """Writes files by name into the folder `out`. Raises `UserError` where another split is there, unless `overwrite`,
-    or nothing can be written."""
-    # a split that has no test must not stand beside the test of another
+    """Writes files by name into the folder `out`. Raises `UserError` if it holds another split, unless `overwrite`, or
+    if it cannot be written."""
+    # a split without test must not be mixed with the test.csv of another split
     encoded = {name: text.encode(errors="surrogateescape") for name, text in texts.items()}
     wanted = {"test.csv": None, **encoded}
     for name in texts:

@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the package: records of path, label and group, and the class names."""
+"""The manifest: records with path, label and group, and class names. All other code sees a dataset in this form."""
 
 import hashlib
 import json
@@ -24,10 +24,11 @@ HEAD = "manifest.json"  # beside a .npy file for each column
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One video: where it lies, and the indices of its classes, `labels`, of which `label` is the first.
+    """One video: its path, and the indices of its classes, `labels`, of which `label` is the first.
 
-    Videos of one `group` (a person, a recording) are too alike to stand on both sides of a split. The record is the
-    part of the file from `start` to `end` (seconds), open where None. `source` indexes `Manifest.sources`.
+    Videos of one `group` (a person, a recording) are similar, so they must be in the same split. The record is the part
+    of the file from `start` to `end` (seconds); None means the file's start or end. `source` indexes
+    `Manifest.sources`.
     """
 
     path: str
@@ -46,8 +47,7 @@ class Record:
 
 
 class SourceInfo(NamedTuple):
-    """One of several sources: how often its videos are drawn, relative to the others', and its frames per clip (None:
-    the run's)."""
+    """One of several sources: the weight with which its videos are drawn, and its frames per clip (None: the run's)."""
 
     name: str
     weight: float = 1.0
@@ -57,11 +57,11 @@ class SourceInfo(NamedTuple):
 class Manifest(Sequence[Record]):
     """The videos of one split and the class names that their labels index.
 
-    Records are kept in columns, and made when asked for. A saved manifest is mapped into memory: all processes share
-    its pages, and it goes to a worker process as its folder's name. With `frame_rate` every record is a folder of
-    images, that many a second.
+    Data are stored in columns, and `Record` objects are created on access. A saved manifest is memory-mapped: all
+    processes share its pages, and it is pickled as the name of its folder. With `frame_rate`, every record is a folder
+    of images with that many images per second.
 
-    Raises `UserError` where there is no record or no class, a class is named twice, or a label has no class.
+    Raises `UserError` if there are no records or no classes, a class name occurs twice, or a label has no class.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Manifest(Sequence[Record]):
 
     @property
     def paths(self) -> Strings:
-        """The path of every record, each made when asked for."""
+        """The path of every record; the strings are created on access."""
         return self.columns.paths
 
     @property
@@ -126,7 +126,7 @@ class Manifest(Sequence[Record]):
 
     @property
     def groups(self) -> list[str] | None:
-        """The group of every record; None where each is its own."""
+        """The group of every record; None if no record has one."""
         return None if self.columns.groups is None else [record.group for record in self]
 
     @property
@@ -135,18 +135,19 @@ class Manifest(Sequence[Record]):
         return self.columns.label_offsets is not None
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Manifest":
-        """The records at `indices`, in that order; in memory, until it is saved."""
+        """A manifest of the records at `indices`, in that order; it is in memory, not saved."""
         columns = self.columns.take(np.asarray(indices, dtype=np.int64))
         return Manifest(columns, self.classes, self.frame_rate, self.sources)
 
     def with_paths(self, paths: Sequence[str], shifts: np.ndarray | None = None) -> "Manifest":
-        """The same records of files at other `paths`, whose times are later by `shifts` (seconds [n])."""
+        """The same records with files at other `paths`, whose times are increased by `shifts` (seconds [n])."""
         return Manifest(self.columns.with_paths(paths, shifts), self.classes, sources=self.sources)
 
     # --- files --------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> str:
-        """Writes it into the new `folder`, a .npy file a column; returns a digest of the contents."""
+        """Writes the manifest into a new `folder`, with a .npy file for each column; returns a digest of the
+        content."""
         head: dict[str, Any] = {name: getattr(self, name) for name in ("classes", "frame_rate", "sources")}
         head["prefixes"] = {}
         arrays: dict[str, np.ndarray] = {}
@@ -171,12 +172,12 @@ class Manifest(Sequence[Record]):
 
     @classmethod
     def open(cls, folder: Path) -> "Manifest":
-        """A saved manifest, mapped into memory. Raises `UserError` for one that is damaged or something else."""
-        folder = Path(folder).absolute()  # a worker that opens it again may stand in another folder
+        """Memory-maps a saved manifest. Raises `UserError` if it is damaged or no manifest."""
+        folder = Path(folder).absolute()  # a worker that opens it again may have another current folder
         try:
             head = json.loads((folder / HEAD).read_text(encoding="utf-8"))
             maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in head["arrays"]}
-            # plain arrays over the maps: indexing np.memmap itself costs microseconds
+            # as plain arrays, since indexing np.memmap costs microseconds
             arrays: dict[str, Any] = {name: values.view(np.ndarray) for name, values in maps.items()}
             for name, prefix in head["prefixes"].items():
                 arrays[name] = Strings(arrays[name], arrays.pop(f"{name}.offsets"), prefix)
@@ -221,18 +222,18 @@ def columns_of(records: Iterable[Record], multi_label: bool) -> Columns:
 
 
 class Source(Protocol):
-    """Anything that finds a dataset's videos: class folders, listing files, a generator of its own.
+    """A source of a dataset's videos, such as class folders, listings, or a generator.
 
-    One that reads certain files alone also has `inputs() -> Sequence[Path | str] | None`, those files or their URLs:
-    its manifests are kept as long as these are the same (`manifest.files.open_manifests`)."""
+    A source that reads only certain files may also have `inputs() -> Sequence[Path | str] | None`, which returns these
+    files or their URLs: its manifests are cached while these are unchanged (`manifest.files.open_manifests`)."""
 
     def manifests(self) -> dict[str, Manifest]:
-        """One manifest per split, keyed "train", "val" and, where there is one, "test"."""
+        """One manifest for each split, with the keys "train", "val" and optionally "test"."""
         ...
 
 
 def in_order_of(manifest: Manifest, classes: Sequence[str]) -> Manifest:
-    """The same records with their classes in the order of `classes`, which has the same ones."""
+    """The same records with the classes in the order of `classes`, a permutation of the manifest's."""
     if manifest.classes == tuple(classes):
         return manifest
     order = np.array([classes.index(name) for name in manifest.classes], dtype=np.int32)
@@ -240,7 +241,8 @@ def in_order_of(manifest: Manifest, classes: Sequence[str]) -> Manifest:
 
 
 def check_same_classes(manifests: Mapping[str, Manifest]) -> None:
-    """Raises `UserError` unless all splits name the same classes in the same order, and none of them twice by looks."""
+    """Raises `UserError` unless all splits have the same classes in the same order, and no two classes look the
+    same."""
     (first, reference), *others = manifests.items()
     check_text(reference.classes, f"split {first!r}")
     check_appearance(reference.classes, f"split {first!r}")
@@ -255,28 +257,28 @@ def check_same_classes(manifests: Mapping[str, Manifest]) -> None:
         raise UserError(f"{what}: missing {names[0]}; extra {names[1]}{order}")
 
 
-# --- class names in one spelling ---------------------------------------------------------------------------
+# --- normalized class names --------------------------------------------------------------------------------
 
 NO_UTF8 = (
-    "holds bytes that are no UTF-8: save the file that names it as UTF-8, such as with iconv -f latin1 -t utf-8 OLD > "
-    "NEW, or, of a folder, rename it"
+    "holds bytes that are not UTF-8: save the file that names it as UTF-8, such as with iconv -f latin1 -t utf-8 OLD > "
+    "NEW, or, if it is a folder, rename it"
 )
-# White space, and what takes no room and means nothing at an end: zero-width space, word joiner, byte-order mark,
-# marks of direction. Joiners stay, as Persian, Indic scripts and emoji spell with them.
+# White space and invisible characters that mean nothing at an end: zero-width space, word joiner, byte-order mark,
+# marks of direction. Joiners stay, as Persian, Indic scripts and emoji need them.
 _EDGE = r"[\s\u200b\u200e\u200f\u2060\ufeff]+"
 _EDGES = re.compile(rf"^{_EDGE}|{_EDGE}$")
 
 
 def one_spelling(name: str) -> str:
-    """`name` in Unicode's composed form (NFC), as macOS's file names are not, without white space at its ends."""
+    """`name` in Unicode's composed form (NFC; file names on macOS are decomposed), without white space at its ends."""
     if name.isascii():
         return name.strip()
-    # composing first and last: what is cut off may leave a mark at the end
+    # composed before and after stripping, as stripping may leave a combining mark at the end
     return unicodedata.normalize("NFC", _EDGES.sub("", unicodedata.normalize("NFC", name)))
 
 
 def spelled(names: Sequence[str]) -> list[str]:
-    """Each of `names` in one spelling; fast where they are many and few differ."""
+    """Each of `names` in one spelling; fast for many names with few distinct ones."""
     if "".join(names).isascii():
         return [name.strip() for name in names]
     known: dict[str, str] = {}
@@ -284,14 +286,14 @@ def spelled(names: Sequence[str]) -> list[str]:
 
 
 def spelled_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names that were stored, in one spelling; as they are where two would become one."""
+    """Stored class names in one spelling; unchanged if two of them would become equal."""
     stored = tuple(names)
     spellings = tuple(map(one_spelling, stored))
     return spellings if len(set(spellings)) == len(set(stored)) else stored
 
 
 def spelled_list(names: Sequence[str], where: object) -> tuple[str, ...]:
-    """A list of classes in one spelling. Raises `UserError` where two of them become one, or one is no UTF-8."""
+    """A list of classes in one spelling. Raises `UserError` if two of them become equal, or if one is not UTF-8."""
     check_text(names, where)
     first_with: dict[str, str] = {}
     for name in names:
@@ -302,22 +304,22 @@ def spelled_list(names: Sequence[str], where: object) -> tuple[str, ...]:
 
 
 def check_text(names: Iterable[str], where: object) -> None:
-    """Raises `UserError` for a name of bytes that are no UTF-8, which could not be written anywhere."""
+    """Raises `UserError` for a name that is not UTF-8, as it could not be written to files."""
     for name in names:
         if not is_utf8(name):
             raise UserError(f"{where}: the class {name!r} {NO_UTF8}")
 
 
 def appearance(name: str) -> str:
-    """What is seen of a name: without invisible characters, and with every white space as one space."""
+    """How a name looks: without invisible characters, and with every white space as one space."""
     seen = (char for char in unicodedata.normalize("NFC", name) if char.isspace() or char.isprintable())
     return " ".join(unicodedata.normalize("NFC", "".join(seen)).split())
 
 
 def check_appearance(names: Iterable[str], where: str) -> None:
-    """Raises `UserError` where two of `names`, which are different, look alike."""
+    """Raises `UserError` if two different `names` look the same."""
     first_with: dict[str, str] = {}
     for name in names:
         other = first_with.setdefault(appearance(name), name)
         if other != name:
-            raise UserError(f"{where}: the classes {other!a} and {name!a} look alike; spell one as the other")
+            raise UserError(f"{where}: the classes {other!a} and {name!a} look the same; spell both in the same way")
