@@ -208,7 +208,7 @@ def _serve(
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_MAIN)
     watchdog.arm(note, time_limit)
-    # The first full collection would walk over, and so copy, all that was forked: 0.2 s where an S3 client is made
+    # A full collection would walk over, and so copy, all that was forked: 0.2 s where one falls due
     gc.freeze()
     keep_freed_memory()
     torch.set_num_threads(1)
