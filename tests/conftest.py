@@ -49,6 +49,10 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries of C++ take what is left for leaks, and list them
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m takes slow ones away
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that with -n no core is idle at the end: that of SLURM takes minutes, mostly of
