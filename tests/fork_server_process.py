@@ -18,6 +18,8 @@ HERE = str(Path(__file__).parent)
 def _serve(requests: socket.socket) -> None:
     gc.disable()
     import matplotlib.backends.backend_agg  # noqa: F401
+    import rich.console
+    import rich.table  # noqa: F401
     import torch
     import torchmetrics  # noqa: F401
     from hydra import compose, initialize_config_dir
@@ -37,12 +39,15 @@ def _serve(requests: socket.socket) -> None:
     stop_drawing()
     remember()
     register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        compose("train")  # what it read for that, every child remembers
     composed: dict[tuple[str, ...], Any] = {}
     gc.freeze()  # children need not look at what stays for garbage, which also copies its memory
     gc.enable()
     while True:
         message, files, _, _ = socket.recv_fds(requests, 1 << 20, 2)
         if not message:  # the other end is closed
+            gc.unfreeze()  # or libraries of C++ take what is left for leaks, and list them
             return
         request = json.loads(message)
         if "pid" in request:
