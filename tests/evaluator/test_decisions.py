@@ -84,7 +84,7 @@ def test_how_many_videos_sets_take():
     assert [least_videos(coverage) for coverage in (0.5, 0.8, 0.9, 0.95, 0.99)] == [1, 4, 9, 19, 99]
     chances = np.linspace(0.1, 0.9, 9)
     assert least_probability(chances, 0.9) == 0.1 and least_probability(chances, 0.5) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="needs 9 videos or more; there are 8"):
+    with pytest.raises(ValueError, match="8 videos are fewer than the 9 that a coverage of 0.9 takes"):
         least_probability(chances[:8], 0.9)
     with pytest.raises(UserError, match="set_coverage=0.9 needs 9 videos of val, which has 8"):
         least_probabilities(np.eye(8), np.arange(8), 0.9, by_class=False)

@@ -161,7 +161,7 @@ def test_two_ranks_do_what_one_does(runs, data, tmp_path, name):
 def test_what_answers_nothing_is_no_classifier_and_is_compared_with_nothing(runs, tmp_path):
     with pytest.raises(UserError, match="is of pretraining and has no classifier"):
         predict(config_of("predict", f"checkpoint={runs / 'vjepa'}", f"videos={tmp_path}"))
-    with pytest.raises(UserError, match="is a run of pretraining"):
+    with pytest.raises(UserError, match="the runs do not share linear_top1 or knn_top1"):
         compare(config_of("compare", f"runs=[{runs / 'vjepa'},{runs / 'videomae'}]", f"out={tmp_path}"))
 
 

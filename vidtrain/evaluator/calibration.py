@@ -262,7 +262,7 @@ def least_probabilities(chances: np.ndarray, labels: np.ndarray, coverage: float
     few = int((counts < least_videos(coverage)).sum())
     if few:
         of = f"of every class with by_class=true: {few} have fewer, down to" if by_class else "of val, which has"
-        raise UserError(f"set_coverage={coverage:g} takes {least_videos(coverage)} videos {of} {counts.min()}")
+        raise UserError(f"set_coverage={coverage:g} needs {least_videos(coverage)} videos {of} {counts.min()}")
     if not by_class:
         return [least_probability(own, coverage)]
     return [least_probability(own[labels == number], coverage) for number in range(chances.shape[1])]

@@ -1,7 +1,7 @@
-"""What a split held at some time: enough to tell later whether it still does, and to name what differs.
+"""Records the files of a split, so that a later run can check whether they changed, and name the differences.
 
-A record is a compressed .npz of columns, some bytes a video. It has the size and time of modification of every file,
-or of `MOST_LOOKED_AT` that are spread over a split of millions.
+A record is a compressed .npz of columns, some bytes a video. It has the size and modification time of every file, or,
+for a split of millions, of `MOST_LOOKED_AT` evenly spaced files.
 """
 
 import hashlib
@@ -25,22 +25,22 @@ from vidtrain.files.atomic import replacing_path
 
 T = TypeVar("T")
 MOST_LOOKED_AT = 200_000
-LOOKING = 16  # threads: what takes time is waiting for storage
+LOOKING = 16  # threads: storage is what limits the speed
 AT_A_TIME = 1_000
 IMAGES_LOOKED_AT = 8  # of a folder
 GONE, NOT_LOOKED_AT = -1, -2  # in place of a size
 OPTIONAL = ("label_offsets", "all_labels", "starts", "ends", "sources")
-# How many times its bytes a record may become in memory, beside what is small anyway
+# The largest allowed ratio of a record's size in memory to its size on disk, except for small ones
 MOST_GROWTH, SMALL = 50, 1 << 28
 FAST: Any = {"compression": zipfile.ZIP_DEFLATED, "compresslevel": 1}
-MIX = 0x5BD1E995  # an odd number that keeps combined numbers apart
+MIX = 0x5BD1E995  # an odd multiplier, to combine numbers with few collisions
 
 
 @dataclass(frozen=True, eq=False)
 class SplitRecord:
-    """The records of a split in order, as `columns`, with the bytes and time of modification (ns) of each file, int64
-    [n]. `GONE` and `NOT_LOOKED_AT` stand in place of sizes. A folder of images has a number in place of its bytes,
-    made of the names of its images and the bytes of some."""
+    """The records of a split in order, as `columns`, with the bytes and modification time (ns) of each file, int64 [n].
+    The size is `GONE` for a missing file and `NOT_LOOKED_AT` for an unchecked one. For a folder of images it is a hash
+    of the names of its images and the bytes of some."""
 
     columns: Columns
     classes: tuple[str, ...]
@@ -52,7 +52,7 @@ class SplitRecord:
 
     @classmethod
     def of(cls, manifest: Manifest, most: int = MOST_LOOKED_AT) -> "SplitRecord":
-        """Looks at the files of `manifest`, `most` of them spread evenly where there are more."""
+        """Reads sizes and times of the files of `manifest`; of more than `most` files, of `most` evenly spaced ones."""
         chosen = np.arange(0, len(manifest), max(1, -(-len(manifest) // most)))
         sizes = np.full(len(manifest), NOT_LOOKED_AT, dtype=np.int64)
         times = np.zeros(len(manifest), dtype=np.int64)
@@ -70,7 +70,7 @@ class SplitRecord:
 
     @property
     def digest(self) -> str:
-        """BLAKE2b (32 hex digits) of all of it but times, and but the folder that all files have in common."""
+        """BLAKE2b (32 hex digits) of everything except times and the folder that all files have in common."""
         columns = self.columns
         digest = hashlib.blake2b("\n".join(self.classes).encode("utf-8", "surrogateescape"), digest_size=16)
         arrays = (
@@ -86,7 +86,7 @@ class SplitRecord:
         return tuple(self.classes[label] for label in self.columns.labels_of(place))
 
     def save(self, path: Path) -> None:
-        """Writes it whole or not at all. Raises `UserError` where it cannot be written."""
+        """Writes the record atomically. Raises `UserError` if it cannot be written."""
         columns = self.columns
         arrays = {"blob": columns.paths.blob, "offsets": columns.paths.offsets, "labels": columns.labels}
         arrays |= {"sizes": self.sizes, "times": self.times}
@@ -104,7 +104,7 @@ class SplitRecord:
 
     @classmethod
     def open(cls, path: Path) -> "SplitRecord":
-        """A saved record. Raises `UserError` where it is damaged or something else."""
+        """Reads a saved record. Raises `UserError` if it is damaged or not a record."""
         try:
             with np.load(path, allow_pickle=False) as archive:
                 whole = sum(member.file_size for member in archive.zip.infolist())
@@ -146,7 +146,7 @@ def _look(path: str, images: bool) -> tuple[int, int]:
 
 
 def _measure(folder: str) -> int:
-    """A number from the names of all images of a folder and the bytes of a few, spread over it."""
+    """A hash of the names of all images of a folder and of the bytes of a few, evenly spaced."""
     names = sorted(image_names(folder))
     digest = hashlib.blake2b("\n".join(names).encode("utf-8", "surrogateescape"), digest_size=8)
     for name in _spread(names, IMAGES_LOOKED_AT):
@@ -155,23 +155,23 @@ def _measure(folder: str) -> int:
 
 
 def _spread(values: list[T], most: int) -> list[T]:
-    """At most `most` of `values`, evenly."""
+    """At most `most` evenly spaced `values`."""
     return values[:: max(1, -(-len(values) // most))]
 
 
-# --- what differs between two records of a split ----------------------------------------------------------
+# --- what differs between two records of a split ------------------------------------------------------------
 
 # (path, bytes, earlier time): whether the content is the same, if known
 Same = Callable[[str, int, int], bool | None]
-MOST_READ = 200  # files with another time whose content is looked at
+MOST_READ = 200  # files with another time whose content is compared
 REMOVED, ADDED, REPLACED = "removed", "added", "replaced by another file"
 RELABELED, CLASSES, REORDERED = "in another class", "different among the classes", "in another order"
 
 
 @dataclass
 class SplitChanges:
-    """What differs, by kind, each named. `touched` files have another time, and whether another content is not known
-    any more."""
+    """The differences of two records by kind, each with the names of files. `touched` files have another time; whether
+    their content changed is unknown."""
 
     names: dict[str, list[str]] = field(
         default_factory=lambda: {kind: [] for kind in (REMOVED, ADDED, REPLACED, RELABELED, CLASSES, REORDERED)}
@@ -184,18 +184,18 @@ class SplitChanges:
 
     @property
     def any(self) -> bool:
-        """Whether something differs; `touched` files do not count."""
+        """Whether there is a difference other than `touched` files."""
         return bool(self.kinds())
 
     def kinds(self) -> dict[str, list[str]]:
-        """The kinds that there are, with their names."""
+        """The kinds of differences that occur, with the names of files."""
         return {kind: names for kind, names in self.names.items() if names}
 
 
 @dataclass(frozen=True, eq=False)
 class _Matches:
-    """Places of the same records, `first` in one split and `second` in the other; whether each lies elsewhere now;
-    and the places that are left in each split."""
+    """Indices of equal records, `first` in one split and `second` in the other; whether each has moved; and the indices
+    of the other records of each split."""
 
     first: np.ndarray
     second: np.ndarray
@@ -205,8 +205,8 @@ class _Matches:
 
 
 def split_changes(before: SplitRecord, now: SplitRecord, same: Same = lambda *file: None) -> SplitChanges:
-    """What differs in `now`. Files may lie elsewhere: then only their bytes are compared, as copies have times of their
-    own. `same` is asked about files that have another time in the same place."""
+    """The differences of `now` from this record. Of files that have moved, only the sizes are compared, as copies have
+    other times. `same` is called for files with another time at the same path."""
     changes = SplitChanges()
     names = changes.names
     names[CLASSES] += [f"{name} is gone" for name in before.classes if name not in set(now.classes)]
@@ -245,7 +245,7 @@ def _compare_files(before: SplitRecord, now: SplitRecord, matches: _Matches, sam
 def _compare_labels(before: SplitRecord, now: SplitRecord, matches: _Matches, relabeled: list[str]) -> None:
     pairs: Sequence[int] = range(len(matches.first))
     single = before.columns.label_offsets is None and now.columns.label_offsets is None
-    if single and before.classes == now.classes:  # fast, where there are millions
+    if single and before.classes == now.classes:  # vectorized, for splits of millions
         labels = before.columns.labels[matches.first], now.columns.labels[matches.second]
         pairs = np.flatnonzero(labels[0] != labels[1]).tolist()
     for pair in pairs:
@@ -257,7 +257,7 @@ def _compare_labels(before: SplitRecord, now: SplitRecord, matches: _Matches, re
 def _take_renamed(
     before: SplitRecord, now: SplitRecord, matches: _Matches, relabeled: list[str]
 ) -> tuple[list[int], list[int]]:
-    """Names files in another class and by another name, which only their bytes tell; returns what is still left."""
+    """Finds files that changed their class or name, by their sizes; returns the remaining ones."""
     gone, new = matches.gone.tolist(), matches.new.tolist()
     was, size_of = (_sole_sizes(*left) for left in ((before, matches.gone), (now, matches.new)))
     for size, place in sorted(size_of.items(), key=lambda pair: pair[1]):
@@ -270,7 +270,7 @@ def _take_renamed(
 
 
 def _sole_sizes(record: SplitRecord, places: np.ndarray) -> dict[int, int]:
-    """The places of files whose size no other of `places` has, by size."""
+    """The indices of files whose size is unique among `places`, by size."""
     sizes, first, counts = np.unique(record.sizes[places], return_index=True, return_counts=True)
     sole = (counts == 1) & (sizes > 0)
     return dict(zip(sizes[sole].tolist(), places[first[sole]].tolist(), strict=True))
@@ -290,8 +290,8 @@ def _describe(record: SplitRecord, place: int) -> str:
 
 
 def _match(before: SplitRecord, now: SplitRecord) -> _Matches:
-    """Which records are the same: by path, else by path below the folder that all have in common, else by file name
-    and bytes. So files are found that all lie elsewhere, or some of them."""
+    """Matches equal records: by path, else by path below the folder that all have in common, else by file name and
+    bytes. So files are found even if all or some have moved."""
     gone, new = np.arange(len(before)), np.arange(len(now))
     if _same_paths(before.columns, now.columns):
         elsewhere = before.columns.paths.prefix != now.columns.paths.prefix
@@ -307,7 +307,7 @@ def _match(before: SplitRecord, now: SplitRecord) -> _Matches:
 
 
 def _same_paths(one: Columns, other: Columns) -> bool:
-    """Whether the paths below the common folder, and cuts, are the same in the same order: the ordinary case."""
+    """Whether paths below the common folder, starts and ends are the same in the same order: the usual case."""
     arrays = [(one.paths.blob, other.paths.blob), (one.paths.offsets, other.paths.offsets)]
     arrays += [(getattr(one, name), getattr(other, name)) for name in ("starts", "ends", "sources")]
     return all(
@@ -329,7 +329,7 @@ def _name_and_size(record: SplitRecord, place: int) -> str:
 
 
 def _keys(record: SplitRecord, places: np.ndarray, name_of: Callable[[SplitRecord, int], str]) -> np.ndarray:
-    """A number for each record at `places`, of its name, cut and source, and of how many before it have the same.
+    """A hash for each record at `places`, of its name, start, end, source and number of earlier equal records.
 
     Equal numbers mean the same within this process only.
     """

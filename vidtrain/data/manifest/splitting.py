@@ -1,4 +1,4 @@
-"""Train, val and test: made so that classes keep their shares and groups stay whole, and checked."""
+"""Makes and checks the splits train, val and test, stratified by class and without splitting groups."""
 
 import logging
 import math
@@ -19,16 +19,16 @@ from vidtrain.errors import UserError
 from vidtrain.files.escaping import is_utf8, shown, shown_some
 
 SPLITS = ("train", "val", "test")
-SAMPLED = 20  # files of a split that are looked for before anything starts
-NAMED = 8  # how many of the faulty a message names
+SAMPLED = 20  # files of a split whose existence is checked before a run starts
+NAMED = 8  # files named in a message
 
 logger = logging.getLogger(__name__)
 
 
 def shares_of(values: Sequence[float]) -> dict[str, float]:
-    """Shares of train, val and test; of one that is 0 there will be no split.
+    """Shares of train, val and test; a split with share 0 is not made.
 
-    Raises `UserError` unless they are shares that sum to 1, with something for train and for val.
+    Raises `UserError` unless the shares sum to 1, and those of train and val are above 0.
     """
     if len(values) != len(SPLITS):
         raise UserError(f"the shares {list(values)} must be three: of {', '.join(SPLITS)}")
@@ -45,7 +45,7 @@ def split_manifest(manifest: Manifest, shares: Mapping[str, float], seed: int) -
 
 
 def hold_out(manifests: dict[str, Manifest], share: float, seed: int) -> dict[str, Manifest]:
-    """`manifests` with a val split that is held out from train, groups kept whole."""
+    """`manifests` with a val split that is held out from train without splitting groups."""
     if not 0 < share < 1:
         raise UserError(f"dataset.source.val_share={share}: must lie between 0 and 1")
     parts = split_manifest(manifests["train"], {"train": 1 - share, "val": share}, seed)
@@ -53,9 +53,9 @@ def hold_out(manifests: dict[str, Manifest], share: float, seed: int) -> dict[st
 
 
 def complete(manifests: dict[str, Manifest], val_share: float | None, seed: int) -> dict[str, Manifest]:
-    """All splits, checked, with a val split: the given one, or a share held out from train; 0 does without.
+    """Checks all splits and returns them with a val split: the given one, or `val_share` of train; 0 means no val.
 
-    Raises `UserError` where there is none or both, and as `check_splits` does.
+    Raises `UserError` if neither or both are given, and as `check_splits` does.
     """
     if val_share is not None and "val" in manifests:
         raise UserError(f"dataset.source.val_share={val_share}, but dataset.source.val is given; unset one")
@@ -70,12 +70,12 @@ def complete(manifests: dict[str, Manifest], val_share: float | None, seed: int)
 def split_indices(manifest: Manifest, shares: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
     """The indices int64 of each split's records, in the manifest's order.
 
-    Groups are dealt out whole, large ones first, those of one size in an order drawn from `seed`. Each goes to the
-    split where it brings the counts nearest to what the shares ask for: by Pearson's chi-squared, the sum of
-    (count - wanted)^2 / wanted over the classes and the whole. The first group of a class goes to the largest split,
+    Groups are not split. They are assigned in order of size, largest first; groups of equal size are in an order drawn
+    from `seed`. Each goes to the split where the counts come nearest to the shares, by Pearson's chi-squared, the sum
+    of (count - wanted)^2 / wanted over the classes and the total. The first group of a class goes to the largest split,
     and no split stays empty.
 
-    Raises `UserError` where there are fewer groups than splits, and for a seed below 0.
+    Raises `UserError` if there are fewer groups than splits, and for a seed below 0.
     """
     if seed < 0:
         raise UserError(f"seed={seed} of a split must be 0 or more")
@@ -114,7 +114,7 @@ class _Split:
         self.groups: dict[int, None] = {}  # as an ordered set
 
     def cost(self, size: int, counts: Mapping[int, int]) -> float:
-        """By how much a group of these records changes the distance."""
+        """The change of the chi-squared distance if a group of these records is added."""
         cost = size * (2 * (self.size - self.wanted_size) + size) / self.wanted_size
         for label, count in counts.items():
             wanted = self.wanted[label]
@@ -133,7 +133,7 @@ class _Split:
 
 
 def _fill_empty(splits: Sequence[_Split], contents: Sequence[Content]) -> None:
-    """Gives a split without a group one of the smallest of the split with the most groups, of a frequent class."""
+    """Moves to each empty split one of the smallest groups, of a frequent class, of the split with the most groups."""
     for split in splits:
         if split.groups:
             continue
@@ -159,7 +159,7 @@ def group_numbers(manifest: Manifest) -> np.ndarray:
 
 
 def _groups_of(manifest: Manifest) -> tuple[np.ndarray, list[Content]]:
-    """The number of every record's group, and what each group holds."""
+    """The number of every record's group, and the contents of each group."""
     columns, numbers = manifest.columns, group_numbers(manifest)
     owners = np.repeat(numbers, columns.label_counts)
     pairs, counts = np.unique(owners * len(manifest.classes) + columns.every_label, return_counts=True)
@@ -171,8 +171,8 @@ def _groups_of(manifest: Manifest) -> tuple[np.ndarray, list[Content]]:
 
 
 def group_in(pattern: str, name: str) -> str | None:
-    """The group of a name by a regular expression: what its parentheses hold, else all that it matches; None without a
-    match. `r"_g(\\d+)_"` puts v_Diving_g01_c02.avi into group 01; `r"v_(\\w+)_g(\\d+)_"` into Diving/01."""
+    """The group of a name by a regular expression: the text matched by its parentheses, or else by all of it; None
+    without a match. `r"_g(\\d+)_"` puts v_Diving_g01_c02.avi into group 01; `r"v_(\\w+)_g(\\d+)_"` into Diving/01."""
     match = re.search(pattern, name)
     return ("/".join(match.groups("")) or match[0]) if match else None
 
@@ -180,7 +180,7 @@ def group_in(pattern: str, name: str) -> str | None:
 def groups_by(pattern: str | None, names: Sequence[str]) -> list[str] | None:
     """The group of each name (`group_in`); None without a pattern.
 
-    Raises `UserError` for a pattern that is no regular expression, even of no names, or that some names do not match.
+    Raises `UserError` for an invalid regular expression, even without names, and if some names do not match.
     """
     if pattern is None:
         return None
@@ -197,13 +197,13 @@ def groups_by(pattern: str | None, names: Sequence[str]) -> list[str] | None:
     return [group for _, group in groups if group is not None]
 
 
-# --- what no dataset may be -------------------------------------------------------------------------------
+# --- checks of splits ---------------------------------------------------------------------------------------
 
 
 def check_splits(manifests: Mapping[str, Manifest]) -> None:
     """Raises `UserError` unless splits have the same classes, no video in common, and none twice with other labels.
 
-    A file may be in two splits where the parts do not overlap. That is warned of, as are files that are listed twice
+    A file may be in two splits if its parts do not overlap. A warning names such files, files that are listed twice,
     and groups that splits share.
     """
     check_same_classes(manifests)
@@ -216,8 +216,8 @@ def check_splits(manifests: Mapping[str, Manifest]) -> None:
 
 
 def check_present(manifests: Mapping[str, Manifest], hint: str, warn: Callable[[str], None]) -> None:
-    """Looks for a few files of every split. Raises `UserError` with `hint` where more than half of them are missing,
-    and where a store does not let them be read; warns of fewer."""
+    """Checks that a few files of every split exist. Raises `UserError` with `hint` if more than half of them are
+    missing, or a store denies access; warns of fewer missing files."""
     messages, most_missing = [], False
     for split, manifest in manifests.items():
         count = min(len(manifest), SAMPLED)
@@ -247,12 +247,12 @@ def _in_other_form(path: str) -> bool:
 
 
 def path_hashes(manifest: Manifest) -> np.ndarray:
-    """A number for every path, int64 [n], that holds within this process only."""
+    """A hash of every path, int64 [n], valid within this process only."""
     return np.fromiter(map(hash, manifest.paths), dtype=np.int64, count=len(manifest))
 
 
 def _by_path(manifest: Manifest, chosen: np.ndarray) -> dict[str, list[Record]]:
-    """The records at the true places of `chosen`, by path."""
+    """The records for which `chosen` is true, by path."""
     by_path = defaultdict(list)
     for index in np.flatnonzero(chosen).tolist():
         record = manifest[index]
@@ -267,7 +267,7 @@ def _check_repeated(split: str, manifest: Manifest, hashes: np.ndarray) -> None:
     contradictory, twice = [], []
     for path, records in _by_path(manifest, np.isin(hashes, values[counts > 1])).items():
         for one, other in combinations(records, 2):
-            # parts of a file may well show different things, and listings may share videos
+            # parts of a file may have different labels, and listings may share videos
             if (one.start, one.end, one.source) != (other.start, other.end, other.source):
                 continue
             if set(one.labels) == set(other.labels):
@@ -301,7 +301,7 @@ def _check_shared(first: str, second: str, manifests: Mapping[str, Manifest], ha
 
 
 class Cut(Protocol):
-    """A part of a file, by start and end in seconds, open where None."""
+    """A part of a file, from start to end in seconds; None is the file's start or end."""
 
     @property
     def start(self) -> float | None: ...
@@ -310,7 +310,7 @@ class Cut(Protocol):
 
 
 def overlap(one: Cut, other: Cut) -> bool:
-    """Whether two parts of one file have a moment in common."""
+    """Whether two parts of one file overlap."""
     ends = (np.inf if part.end is None else part.end for part in (one, other))
     return max(one.start or 0.0, other.start or 0.0) < min(ends)
 
@@ -329,11 +329,11 @@ def _warn_of_shared_groups(first: str, second: str, manifests: Mapping[str, Mani
     logger.warning(message, len(shared), first, counts[0], second, counts[1], shared[0])
 
 
-# --- what there is in splits ------------------------------------------------------------------------------
+# --- what there is in splits --------------------------------------------------------------------------------
 
 
 def split_rows(pool: Manifest, splits: Mapping[str, Manifest]) -> list[tuple[str, int, str, int, int, str]]:
-    """For each split its name, videos, share of all, groups, classes, and the fewest and most videos of a class."""
+    """A row for each split: name, videos, share of all, groups, classes, fewest and most videos of a class."""
     rows = []
     for name, part in splits.items():
         share, counts = f"{len(part) / len(pool):.1%}", _class_counts(part)
@@ -344,7 +344,7 @@ def split_rows(pool: Manifest, splits: Mapping[str, Manifest]) -> list[tuple[str
 
 
 def absent_classes(manifest: Manifest) -> list[str]:
-    """The classes that no record is of."""
+    """The classes without a record."""
     return [manifest.classes[label] for label in np.flatnonzero(_class_counts(manifest) == 0).tolist()]
 
 

@@ -1,4 +1,4 @@
-"""A dataset re-encoded once, for faster reading; and packed into tar files.
+"""Re-encodes a dataset once, for faster reading, and packs datasets into tar files.
 
 Read copy.py first.
 

@@ -1,4 +1,4 @@
-"""A prepared copy of a dataset: one folder of re-encoded files, and what is known of how they were made.
+"""A prepared copy of a dataset: one folder of re-encoded files, and records of how they were made.
 
     folder/
       prepared.json     settings, versions, the common folder of the sources, counts
@@ -31,9 +31,9 @@ from vidtrain.errors import UserError
 from vidtrain.files.atomic import TEMPORARY, write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import csv_text, shown_some
 
-FORMAT = 2  # of the copies; those of another are made anew
+FORMAT = 2  # of the copies; copies of another version are made again
 MB = 1_000_000
-NAMED = 5  # files that a message names
+NAMED = 5  # files named in a message
 AT_A_TIME = 10_000  # sources asked for at once
 WAIT_SECONDS = 60.0  # for another process that is writing
 SCHEMA = (
@@ -44,7 +44,7 @@ SCHEMA = (
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of a source that had `source_bytes` and was `modified` (ns) when it was read."""
+    """The result for a source that had `source_bytes` and was `modified` (ns) when it was read."""
 
     source_bytes: int
     modified: int
@@ -61,13 +61,13 @@ class PreparedCopy:
         self.command = command
         self._files = folder / "files"
         self._stated = asdict(settings)
-        if settings.size_changes == "scale":  # with which copies were made before there was the choice
+        if settings.size_changes == "scale":  # the value in copies from before this setting existed
             del self._stated["size_changes"]
         self._key = json.dumps([FORMAT, self._stated])
 
     @classmethod
     def open(cls, folder: Path) -> "PreparedCopy":
-        """The copy in `folder`. Raises `UserError` where there is none."""
+        """The copy in `folder`. Raises `UserError` if there is none."""
         facts = _facts(folder)
         if facts is None:
             others = sorted(path.parent.name for path in folder.parent.glob("*/prepared.json"))
@@ -81,8 +81,8 @@ class PreparedCopy:
 
     @classmethod
     def begin(cls, folder: Path, sources: Sequence[str], settings: EncodeSettings, command: str) -> Self:
-        """A new copy of `sources` in `folder`, or the one that is there. Raises `UserError` where that is of files of
-        another folder."""
+        """A new copy of `sources` in `folder`, or the existing one. Raises `UserError` if that is a copy of another
+        folder's files."""
         facts = _facts(folder)
         copy = cls(folder, _root(facts["root"] if facts else None, sources, folder), settings, command)
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,11 +90,11 @@ class PreparedCopy:
         return copy
 
     def target(self, source: str) -> Path:
-        """Where the copy of `source` lies; no two sources share one."""
+        """The path of the copy of `source`, unique for each source."""
         return self._files / f"{self._name(source)}.mp4"
 
     def record(self, source: str, before: tuple[int, int], outcome: PrepareResult) -> None:
-        """Stores what became of `source`, whose `signature` was `before` when it was begun."""
+        """Stores the result for `source`, whose `signature` was `before` when its preparation started."""
         if outcome.cause:
             self.target(source).unlink(missing_ok=True)  # of what it was when it could still be read
         result = (self._key, outcome.bytes, outcome.shift, outcome.cause)
@@ -103,8 +103,8 @@ class PreparedCopy:
             ledger.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def pending(self, sources: Iterable[str]) -> list[str]:
-        """Those of `sources` that must be prepared: not done yet, changed since, with other settings, not readable, or
-        without their copy. A source that is gone itself keeps its copy."""
+        """The `sources` that must be prepared: not done yet, changed since, with other settings, unreadable, or with a
+        missing copy. A source that no longer exists keeps its copy."""
         waiting = []
         for source, entry in self._entries(sources):
             now, copy = signature(source), signature(str(self.target(source)))
@@ -119,10 +119,10 @@ class PreparedCopy:
         return waiting
 
     def finish(self, sources: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-        """Writes prepared.json and unreadable.csv over `sources`, all recorded.
+        """Writes prepared.json and unreadable.csv for `sources`, which must all be recorded.
 
-        Returns counts (`videos`, `unreadable`, and of what was prepared `source_bytes` and `bytes`), and what is
-        unreadable, as (path, cause).
+        Returns counts (`videos`, `unreadable`, and of prepared files `source_bytes` and `bytes`), and the unreadable
+        files, as (path, cause).
         """
         entries = [(source, entry) for source, entry in self._entries(sources) if entry is not None]
         unreadable = [(source, entry.outcome.cause) for source, entry in entries if entry.outcome.cause]
@@ -138,15 +138,15 @@ class PreparedCopy:
         return counts, unreadable
 
     def clean(self) -> None:
-        """Removes what killed runs left half-written."""
+        """Removes incomplete files of killed runs."""
         for path in self._files.rglob(f".*{TEMPORARY}"):
             path.unlink(missing_ok=True)
 
     def redirect(self, manifest: Manifest) -> Manifest:
-        """`manifest` with the paths of the copies in place of the sources'.
+        """`manifest` with the paths of the copies instead of the sources.
 
         A source that could not be read keeps its own path, so that reading it fails and is reported. Raises `UserError`
-        where the copy lacks files. Only preparing again finds out whether sources have changed since.
+        if the copy lacks files. It does not check whether sources changed; preparing again does.
         """
         paths: list[str] = []
         missing: list[str] = []
@@ -186,7 +186,7 @@ class PreparedCopy:
             ) from error
 
     def _entries(self, sources: Iterable[str]) -> Iterator[tuple[str, Entry | None]]:
-        """`sources` with what became of each under these settings."""
+        """`sources` with the result of each under these settings."""
         waiting = iter(sources)
         with self._ledger() as ledger:
             while chunk := list(islice(waiting, AT_A_TIME)):
@@ -213,7 +213,7 @@ class PreparedCopy:
 
 
 class Console(Protocol):
-    """Shows how far one is, as `training.run.Console` does."""
+    """Shows progress, as `training.run.Console` does."""
 
     def info(self, text: str) -> None: ...
 
@@ -230,13 +230,13 @@ def encode_all(
     guarded: Callable[..., Iterator[TaskResult[Job, PrepareResult]]],
     console: Console,
 ) -> None:
-    """Makes the copies that are missing. `files` gives the frame rate of those that are folders of images; `guarded`
-    calls a function on each by so many workers. Raises `UserError` for a refusal that holds for all of them."""
+    """Makes the missing copies. `files` maps each path to its frame rate, if it is a folder of images; `guarded` calls
+    a function on each in worker processes. Raises `UserError` for a refusal that concerns all of them."""
     waiting = copy.pending(files)
     done = len(files) - len(waiting)
     if done:
         console.info(f"{done} of {len(files)} files are there already")
-    # taken before they are read: one that changes meanwhile is made anew the next time
+    # read first, so that a file that changes meanwhile is prepared again the next time
     before = {source: signature(source) or (0, 0) for source in waiting}
     jobs = [Job(source, copy.target(source), copy.settings, files[source], max_pixels) for source in waiting]
     read = written = unreadable = 0
@@ -254,12 +254,13 @@ def encode_all(
 
 
 def prepared_folder(data_root: str, dataset: str, name: str) -> Path:
-    """Where the copy `name` of a dataset lies."""
+    """The folder of the copy `name` of a dataset."""
     return Path(data_root) / "prepared" / dataset / name
 
 
 def signature(source: str) -> tuple[int, int] | None:
-    """Bytes and time of modification (ns) of a file; of a folder of images their sum and the latest. None: gone."""
+    """Bytes and modification time (ns) of a file; for a folder of images, their sum and the latest time. None:
+    missing."""
     try:
         if not os.path.isdir(source):
             return file_status(source)
@@ -290,9 +291,9 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _root(known: str | None, sources: Sequence[str], folder: Path) -> str:
-    """The folder that the sources' paths are kept below: `known` as long as they lie there."""
+    """The common folder of the sources: `known` if they are still in it."""
     paths = [absolute(source) for source in sources]
-    common = common_folder((min(paths), max(paths)))  # what the first and the last share, all do
+    common = common_folder((min(paths), max(paths)))  # a folder common to these two is common to all
     inside = sum(path.startswith(os.path.join(known, "")) for path in paths) if known else 0
     if 0 < inside < len(paths):
         raise UserError(

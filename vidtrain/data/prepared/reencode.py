@@ -1,7 +1,7 @@
-"""One video to one prepared file: smaller, quick to read at random, with the same frames at the same times.
+"""Re-encodes one video: a smaller file with fast random access, with the same frames at the same times.
 
-It is quick by a clean start every few frames, and by B pictures that no other picture refers to, so that they need not
-be decoded.
+Access is fast because the file has a keyframe every few frames, and B frames that no other frame refers to, which need
+not be decoded.
 """
 
 import os
@@ -35,20 +35,20 @@ PRESETS = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
 )  # fmt: skip
 BT601, LIMITED_RANGE = 6, 1
-# Units of time per second where those of the source are too fine for MP4
+# Time units per second if those of the source are too fine for MP4
 COARSER_SCALES = (1_000_000, 90_000, 1_000)
-LARGEST = 2**31 - 1  # MP4 keeps the distance of two frames, and the units a second, in 32 bits
+LARGEST = 2**31 - 1  # MP4 stores the distance of two frames, and the units a second, in 32 bits
 MOST_ASPECT = 4096  # the largest number that x264 writes of a pixel's shape
-UNTIMED_RATE = 25  # for how long a single frame is shown
+UNTIMED_RATE = 25  # a file with a single frame has this rate
 
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """How prepared files are encoded. Raises `UserError` where x264 would not take it.
+    """How prepared files are encoded. Raises `UserError` for settings that x264 refuses.
 
-    `short_side` is in pixels, `gop` the frames from one clean start to the next, `b_frames` the B pictures in a
-    row, `crf` x264's constant quality (0 best, 51 worst), `preset` its effort, `size_changes` what becomes of frames of
-    another size than the first: one of `SIZE_CHANGES`.
+    `short_side` is in pixels, `gop` the frames from one keyframe to the next, `b_frames` the B frames in a row, `crf`
+    x264's constant quality (0 best, 51 worst), `preset` its effort, `size_changes`, one of `SIZE_CHANGES`, the
+    treatment of frames with another size than the first.
     """
 
     short_side: int
@@ -71,8 +71,8 @@ class EncodeSettings:
             raise UserError(f"data.size_changes={self.size_changes}: must be one of {known}")
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of the copy: the short side is `short_side`, or as it is where that is less. Sides are
-        rounded to the nearest even number, down where nothing is shrunk."""
+        """(width, height) of the copy: the short side is `short_side`, or that of the source if smaller. Sides are
+        rounded to the nearest even number, or down if nothing is shrunk."""
         short = min(width, height)
         if short <= self.short_side:
             return max(2, width // 2 * 2), max(2, height // 2 * 2)
@@ -82,8 +82,8 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """A video to prepare: the file or, with a `frame_rate`, the folder of images `source` becomes `target`. Pictures of
-    more than `max_pixels` cannot be read."""
+    """A video to prepare: the file or, with a `frame_rate`, the folder of images `source` becomes `target`. Frames of
+    more than `max_pixels` are not read."""
 
     source: str
     target: Path
@@ -94,10 +94,10 @@ class Job:
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What became of a job. `cause` says why the source cannot be read; then there is no copy.
+    """The result of a job. `cause` is why the source cannot be read; then there is no copy.
 
     `bytes` is the copy's size. Its times are those of the source plus `shift` seconds, 0 unless the source begins
-    before time 0. `refusal` is what must end the program.
+    before time 0. `refusal` is the message of an error that must end the program.
     """
 
     bytes: int = 0
@@ -107,7 +107,7 @@ class PrepareResult:
 
 
 def prepare_file(job: Job) -> PrepareResult:
-    """Makes `job.target`, whole or not at all. What goes wrong is in the result, which crosses processes."""
+    """Makes `job.target` atomically. Errors are returned in the result, as it is sent between processes."""
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         if job.frame_rate:
@@ -116,7 +116,7 @@ def prepare_file(job: Job) -> PrepareResult:
             video = read_metadata(job.source, job.max_pixels)
         timing = Timing.of(video)
         size = job.settings.size(video.width, video.height)
-        # by process, so that two that work on one file do no harm
+        # with the process id, so that two processes can work on one file
         with replacing_path(job.target) as temporary:
             encode(video, temporary, timing, size, job.settings)
             verify(video, temporary, timing, size)
@@ -133,7 +133,7 @@ def prepare_file(job: Job) -> PrepareResult:
 
 @dataclass(frozen=True, eq=False)
 class Timing:
-    """Frame times as MP4 keeps them: `units` int64 [num_frames], from 0 or later, `scale` of them a second."""
+    """Frame times as MP4 stores them: `units` int64 [num_frames], 0 or more, `scale` of them a second."""
 
     units: np.ndarray
     scale: int
@@ -141,7 +141,7 @@ class Timing:
 
     @classmethod
     def of(cls, video: VideoInfo) -> "Timing":
-        """The times of `video` as they are where MP4 can hold them, else rounded to a microsecond or more."""
+        """The times of `video`, exact if MP4 can store them, else rounded to a microsecond or more."""
         shift = max(0, -int(video.ticks[0]))
         for scale in (video.tick.denominator, *COARSER_SCALES):
             per_tick = video.tick * scale
@@ -154,14 +154,14 @@ class Timing:
 
     @property
     def durations(self) -> np.ndarray:
-        """Units that each frame is shown, int64 [num_frames]; the last as long as the one before."""
+        """The duration of each frame in units, int64 [num_frames]; the last lasts as long as the one before."""
         gaps = np.diff(self.units)
         last = gaps[-1] if len(gaps) else max(1, self.scale // UNTIMED_RATE)
         return np.append(gaps, last)
 
     @property
     def rate(self) -> Fraction:
-        """Frames a second on average, within what encoders take."""
+        """The average frames a second, limited to what encoders accept."""
         mean = Fraction(len(self.units) * self.scale, int(self.durations.sum()))
         return min(max(mean.limit_denominator(100_000), Fraction(1, 1000)), Fraction(1000))
 
@@ -169,12 +169,12 @@ class Timing:
 def encode(video: VideoInfo, target: Path, timing: Timing, size: tuple[int, int], settings: EncodeSettings) -> None:
     """Writes all frames of `video` to `target` in `size` (width, height), upright and in 8 bit 4:2:0.
 
-    The copy is labeled with the matrix, range and pixel shape that the reader takes the source to have. Raises
-    `DecodeError` where a frame that the source was found to hold does not decode, sound and at its time.
+    The copy is labeled with the matrix, range and pixel shape that the reader assumes for the source. Raises
+    `DecodeError` if a frame of the source cannot be decoded without errors, or has another time.
     """
     converter: Converter | None = None
     durations, scale = timing.durations, str(timing.scale)
-    # both time scales: the beginning of the first frame is kept in that of the movie
+    # sets both time scales: MP4 stores the start of the first frame in the movie's
     options = {"movflags": "+faststart", "video_track_timescale": scale, "movie_timescale": scale}
     with av.open(str(target), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=timing.rate, options=_codec_options(settings))
@@ -193,10 +193,10 @@ def encode(video: VideoInfo, target: Path, timing: Timing, size: tuple[int, int]
             picture = converter(frame, index)
             picture.pts, picture.duration = int(timing.units[index]), int(durations[index])
             picture.time_base = Fraction(1, timing.scale)
-            picture.pict_type = PictureType.NONE  # else the encoder repeats the source's choice
+            picture.pict_type = PictureType.NONE  # otherwise the encoder repeats the source's frame types
             container.mux(stream.encode(picture))
             watchdog.progress()
-        for packet in encoder.encode_lazy(None):  # what it looks ahead at: seconds of work
+        for packet in encoder.encode_lazy(None):  # lookahead, which would take seconds
             packet.stream = stream
             container.mux(packet)
             watchdog.progress()
@@ -204,14 +204,14 @@ def encode(video: VideoInfo, target: Path, timing: Timing, size: tuple[int, int]
 
 def _codec_options(settings: EncodeSettings) -> dict[str, str]:
     starts = f"keyint={settings.gop}:min-keyint={settings.gop}:scenecut=0:open-gop=0"
-    # as many B pictures as allowed: left the choice, x264 makes none where there is much motion, and every picture
-    # must then be decoded
+    # always the allowed number of B frames: by default x264 makes none if there is much motion, and then every frame
+    # must be decoded
     skippable = f"b-pyramid=none:b-adapt=0:bframes={settings.b_frames}"
     return {"preset": settings.preset, "crf": str(settings.crf), "x264-params": f"{starts}:{skippable}"}
 
 
 def _frames(video: VideoInfo) -> Iterator[av.VideoFrame]:
-    """All frames in order; raises `DecodeError` where they are not as many as `video` says, or not at its times."""
+    """All frames in order; raises `DecodeError` if their number or times differ from those of `video`."""
     times: list[int | None] = []
     for frame in _decoded(video):
         if len(times) == video.num_frames:
@@ -268,13 +268,13 @@ class Converter:
         width, height = self._size[::-1] if way.swaps_sides else self._size
         own = (MATRICES[self.matrix], self._range_name)
         scale = f"w={width}:h={height}:{self._scale(*color_of(frame))}"
-        left = ":out_chroma_loc=left"  # what H.264 means where it says nothing
+        left = ":out_chroma_loc=left"  # H.264's default
         turn, upside_down = way.filters
         turn = [*turn, *([("vflip", "")] if upside_down else [])]
         if not turn:
             return filter_graph(frame, [("scale", scale + left), ("format", "yuv420p")])
-        # with as many color samples as pixels, which every filter takes; those of 4:2:0 lie between its pixels in
-        # height and not in width, which turning would exchange
+        # 4:4:4, which every filter accepts: samples of 4:2:0 are centered between pixels in height but not in width,
+        # and turning would exchange the two
         after = [("scale", self._scale(*own) + left), ("format", "yuv420p")]
         return filter_graph(frame, [("scale", scale), ("format", "yuv444p"), *turn, *after])
 
@@ -284,9 +284,9 @@ class Converter:
 
 
 def pixel_aspect(video: VideoInfo, size: tuple[int, int]) -> Fraction:
-    """The aspect of a copy's pixels, as that of the source's and as its sides were rounded.
+    """The aspect of a copy's pixels, from that of the source and the rounding of sides.
 
-    Square ones stay square: half a pixel more or less is not worth another shape.
+    Square pixels stay square: the rounding, up to half a pixel, is ignored for them.
     """
     if video.aspect == 1:
         return Fraction(1)
@@ -295,7 +295,7 @@ def pixel_aspect(video: VideoInfo, size: tuple[int, int]) -> Fraction:
 
 
 def verify(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -> None:
-    """Reads the file `copy` back; raises `DecodeError` of `video` unless it holds the same frames at the same times."""
+    """Reads the file `copy`; raises `DecodeError` for `video` unless it has the same frames at the same times."""
     try:
         copied = read_metadata(str(copy))
         with opened(str(copy)) as (container, stream):

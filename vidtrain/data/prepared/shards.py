@@ -1,4 +1,4 @@
-"""A dataset packed into tar files of about one size, for parallel file systems and object stores.
+"""Packs a dataset into tar files of about the same size, for parallel file systems and object stores.
 
     folder/
       train-000000.tar        the videos as they are, in the order of the split: 000000123/cat.mp4, and cat.json
@@ -36,15 +36,15 @@ from vidtrain.files.atomic import replacing_path, write_json_atomic, write_text_
 
 SHARDS_FORMAT = 1
 HEAD = "shards.json"
-SEPARATOR = "|"  # between the labels of a record
+SEPARATOR = "|"  # separates the labels of a record
 BLOCK = 1 << 20  # bytes
-# What no name in a tar file should hold, as it means something to shells, listings or whoever unpacks it
+# Characters that names in a tar file must not contain, as they are special in shells or listings
 ODD = re.compile(r"[\x00-\x1f\x7f\\/:@]")
 
 
 @dataclass(frozen=True)
 class Video:
-    """A file to be packed: its bytes, 0 of one that cannot be read, and what stands beside it."""
+    """A file to pack: its size in bytes, 0 if it cannot be read, and its side files."""
 
     source: str
     member: str
@@ -67,8 +67,8 @@ class Shard:
 
 
 def planned(splits: Mapping[str, Manifest], size: int) -> list[Shard]:
-    """Which files go into which tar file of about `size` bytes each: every file once, in the order of the splits.
-    Raises `UserError` for folders of images."""
+    """Distributes files over tar files of about `size` bytes each: every file once, in the order of the splits. Raises
+    `UserError` for folders of images."""
     if any(manifest.frame_rate is not None for manifest in splits.values()):
         raise UserError("folders of images are not packed; make videos of them first, with vidtrain.prepare")
     folder = common_folder(path for manifest in splits.values() for path in manifest.paths)
@@ -106,7 +106,7 @@ def _video(record: Record, manifest: Manifest, number: int, folder: str) -> Vide
 
 
 def look(path: str, index_file: Path, max_pixels: int) -> str:
-    """Makes the index know a video; why it cannot be read, else nothing. For worker processes."""
+    """Adds a video to the index; returns why it cannot be read, or None. For worker processes."""
     try:
         opened_index(index_file, max_pixels).info(path, whole=True)
     except DecodeError as error:
@@ -115,8 +115,8 @@ def look(path: str, index_file: Path, max_pixels: int) -> str:
 
 
 def write_shard(folder: Path, shard: Shard, index: VideoIndex) -> ShardIndex:
-    """Writes a tar file and its index, unless those there are made of the same; both appear when they are whole. Raises
-    `UserError` where they cannot be written, or a video has changed meanwhile."""
+    """Writes a tar file and its index atomically, unless the existing ones have the same contents. Raises `UserError`
+    if they cannot be written, or a video has changed meanwhile."""
     path = folder / shard.name
     beside = path.with_name(shard.name + SUFFIX)
     if (known := _known(path, beside, shard)) is not None:
@@ -143,7 +143,7 @@ def _known(path: Path, beside: Path, shard: Shard) -> ShardIndex | None:
 
 
 def _add(archive: tarfile.TarFile, video: Video, index: VideoIndex) -> Entry:
-    """Adds a video and what stands beside it; a file that cannot be opened is there without a byte."""
+    """Adds a video and its side files; a video that cannot be opened is added as an empty file."""
     header = tarfile.TarInfo(video.member)
     header.mode = 0o644
     header.size = video.size
@@ -164,7 +164,7 @@ def _add(archive: tarfile.TarFile, video: Video, index: VideoIndex) -> Entry:
 
 
 class _Bytes:
-    """A file to be read from its beginning, as tarfile copies it."""
+    """A file that is read from its start, for tarfile."""
 
     def __init__(self, file: Any):
         self._file = file
@@ -186,11 +186,11 @@ def pack_dataset(
     look_at: Callable[[Callable[[str], str], Sequence[str]], Iterator[TaskResult[str, str]]],
     console: Console,
 ) -> tuple[list[Shard], list[tuple[str, str]]]:
-    """Packs all splits into `folder`; what is there already stays. Returns the tar files, and the videos that cannot be
-    read, as (path, cause), which are packed as they are.
+    """Packs all splits into `folder`; existing tar files are kept. Returns the tar files, and the videos that cannot be
+    read, as (path, cause), which are packed unchanged.
 
-    `look_at` calls a function on every file, in processes that may crash. Raises `UserError` where a file has changed
-    meanwhile, or nothing can be written.
+    `look_at` calls a function on every file, in processes that may crash. Raises `UserError` if a file has changed
+    meanwhile, or a file cannot be written.
     """
     shards = planned(splits, size)
     sources = [video.source for shard in shards for video in shard.videos]

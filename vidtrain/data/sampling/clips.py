@@ -27,31 +27,31 @@ from vidtrain.errors import UserError
 
 @dataclass(frozen=True)
 class ClipProtocol:
-    """How clips are cut from a video: `num_clips` clips of `frames` frames each.
+    """How clips are sampled from a video: `num_clips` clips of `frames` frames each.
 
-    `sampling` says where a clip's frames lie:
+    `sampling` chooses the frames of a clip:
 
-    - "dense": a stride apart. In training a clip starts anywhere; in evaluation one clip is centered, and several
+    - "dense": a stride apart. In training the start is random; in evaluation one clip is centered, and several
       start evenly spaced from the first possible start to the last.
     - "uniform": over the whole video, one in each of `frames` equal segments (TSN, Wang et al. 2016). Of N frames,
-      frame j lies at floor((j + u) * N / frames). In training every u is drawn from [0, 1). In evaluation u is 1/2
+      frame j is floor((j + u) * N / frames). In training every u is drawn from [0, 1). In evaluation u is 1/2
       for one clip, and i / num_clips for clip i of several, as VideoMAE tests on Something-Something.
     - "vjepa2", "vjepa2_random", "videomae", "pyslowfast", "pyslowfast_offset": as in publishers' code, see
       sampling/published.py.
 
-    The stride is given by exactly one of `frame_step` (in frames), `fps` (frames per second of the clip) and
-    `duration` (seconds that the clip covers, so `duration / frames` between frames); for "uniform" by none.
+    The stride is given by exactly one of `frame_step` (in frames), `fps` (frames per second of the clip) and `duration`
+    (seconds that the clip covers, so `duration / frames` between frames); "uniform" has none.
 
-    With `overlap` every clip may lie anywhere. Without, the video is cut into `num_clips` equal parts, each with one
-    clip, so that no two clips share a frame; only a part in which no frame appears shows the one before it.
+    With `overlap` every clip may be anywhere in the video. Without, the video is divided into `num_clips` equal parts
+    with one clip each, so that clips share no frame; only a part without a frame uses the frame before it.
 
-    `short_video_policy` says what follows the last frame where a video (or its part) is shorter than a clip: that frame
-    again ("repeat_last"), the video anew ("wrap"), or an error ("error"). For "uniform" a video of fewer than `frames`
-    frames is short, and its frames may also be repeated evenly ("stretch", as VideoMAE does). `frame_order` is the
-    order in which frames are shown. With `middle` a clip has one frame more, at its end: the one that "single_frame"
-    repeats, so that one reading serves all orders.
+    `short_video_policy` applies if a video (or its part) is shorter than a clip: "repeat_last" repeats the last frame,
+    "wrap" continues from the first frame, "error" raises an error. For "uniform" a video of fewer than `frames` frames
+    is short, and "stretch" repeats its frames evenly, as VideoMAE does. `frame_order` is the order of frames in a clip.
+    With `middle` a clip has one more frame at its end, the frame that "single_frame" repeats, so that all orders can be
+    made from one reading.
 
-    Raises `UserError` for values that make no clip, with a line for each.
+    Raises `UserError` for invalid values, with a line for each.
     """
 
     frames: int
@@ -121,15 +121,15 @@ def clip_indices(
     """Frame indices int64 [n t] of the clips of one video.
 
     `timestamps` float64 [num_frames] are the seconds at which its frames appear, increasing. The frame at time t is the
-    last one with a timestamp <= t, so variable frame rates come out right for `fps` and `duration`; `frame_step` and
-    "uniform" count frames. Only frames at `start` <= t < `end`, in seconds after the first frame, take part.
+    last one with a timestamp <= t, so `fps` and `duration` are right for variable frame rates; `frame_step` and
+    "uniform" count frames. Only frames at `start` <= t < `end`, in seconds after the first frame, are used.
 
-    With `rng` (training), the range of possible starts is cut into `num_clips` equal slices, and one start is drawn in
-    each. Without, the clips are the same every time. `jitter` then draws speed and direction of every training clip. A
-    clip that would run over the end starts earlier, and no rate stretches it over more than the video.
+    With `rng` (training), the range of possible starts is divided into `num_clips` equal slices, and one start is drawn
+    in each; `jitter` then draws the speed and direction of every clip. Without `rng`, the clips are the same every
+    time. A clip that would pass the end of the video starts earlier, and `jitter` never makes it longer than the video.
 
-    Raises `UserError` where the policy for short videos is "error" and this is one, where nothing appears between
-    `start` and `end`, and where `jitter` does not go with the protocol.
+    Raises `UserError` if the video is short and the policy is "error", if no frame appears between `start` and `end`,
+    and if `jitter` does not fit the protocol.
     """
     if num_frames < 1 or timestamps.shape != (num_frames,):
         raise ValueError(f"{num_frames} frames with timestamps of shape {timestamps.shape}")
@@ -150,7 +150,7 @@ def clip_indices(
 
 
 def eval_generator(protocol: ClipProtocol, seed: int, path: str) -> np.random.Generator | None:
-    """What draws the windows of a video in evaluation, by the seed and the name of the file; None for all samplings but
+    """The generator for a video's clips in evaluation, keyed by the seed and the file's name; None unless sampling is
     "vjepa2_random"."""
     if protocol.sampling != "vjepa2_random":
         return None
@@ -158,7 +158,7 @@ def eval_generator(protocol: ClipProtocol, seed: int, path: str) -> np.random.Ge
 
 
 def check_jitter(protocol: ClipProtocol, jitter: TemporalJitter) -> None:
-    """Raises `UserError` where the way of sampling has nothing to vary, or must not be varied."""
+    """Raises `UserError` if `jitter` cannot be applied to the sampling of `protocol`."""
     if protocol.sampling in FIXED and not jitter.is_idle:
         raise UserError(f"sampling={protocol.sampling} gives fixed indices: take away temporal augmentation")
     if protocol.sampling == "uniform" and tuple(jitter.rate) != (1, 1):
@@ -172,7 +172,7 @@ def _null(names: Iterable[str]) -> str:
 def _speeds(
     jitter: TemporalJitter | None, num_clips: int, rng: np.random.Generator | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `TemporalJitter.draw` gives, or one that changes nothing."""
+    """The result of `TemporalJitter.draw`; without jitter, rate 1 and forward for every clip."""
     if jitter is None or rng is None:
         return np.ones(num_clips), np.zeros(num_clips, dtype=bool)
     return jitter.draw(num_clips, rng)
@@ -186,7 +186,7 @@ def _turned(positions: Sequence[np.ndarray], backwards: np.ndarray) -> np.ndarra
 def _dense(
     video: Stretch, protocol: ClipProtocol, rng: np.random.Generator | None, jitter: TemporalJitter | None
 ) -> tuple[list[Place], np.ndarray]:
-    counted = protocol.frame_step is not None  # in frames, frame i appears at i
+    counted = protocol.frame_step is not None  # a clock of frames: frame i appears at time i
     places = clip_places(video.in_frames() if counted else video, protocol.num_clips, protocol.overlap)
     offsets = np.arange(protocol.frames) * protocol.stride
     starts = [_start(place, offsets[-1], rng) for place in places]
@@ -199,12 +199,12 @@ def _dense(
 
 
 def _start(place: Place, span: float, rng: np.random.Generator | None) -> float | None:
-    """The time at which a frame appears that a clip can start with; None in a stretch that is too short for it."""
+    """The start time of a clip; None if the stretch is too short for a clip."""
     stretch, number, total = place
     if not stretch.holds(span):
         return None
     if rng is not None:
-        # the last start also counts for how long it is shown: so each is drawn as often as it is shown long
+        # the last start counts with its duration, so that each frame is drawn in proportion to its duration
         return stretch.clock[stretch.shown((number + rng.random()) * (stretch.length - span) / total)]
     latest = max(stretch.last - span, 0.0)
     start = latest / 2 if total == 1 else number * latest / (total - 1)
@@ -233,15 +233,15 @@ def _uniform(
 
 
 def _over_all(place: Place, protocol: ClipProtocol, rng: np.random.Generator | None) -> np.ndarray:
-    """One frame [t] of each of t equal segments."""
+    """The positions [t] of one frame in each of t equal segments."""
     stretch, number, total = place
     frames, segments = len(stretch.clock), np.arange(protocol.frames)
     if frames < protocol.frames and protocol.short_video_policy != "stretch":
         return behind_end(protocol.short_video_policy, segments, stretch)
     if rng is not None:
         drawn = np.floor((segments + rng.random(protocol.frames)) * frames / protocol.frames)
-        return drawn.clip(max=frames - 1)  # a product just below a whole number may round to it
-    # in whole numbers, so that nothing rounds
+        return drawn.clip(max=frames - 1)  # rounding may lift a product just below a whole number to it
+    # integer arithmetic, without rounding errors
     above, below = (1, 2) if total == 1 else (number, total)
     return (segments * below + above) * frames // (protocol.frames * below)
 

@@ -1,4 +1,4 @@
-"""The frames of clips as publishers' code has them, in training and in evaluation.
+"""The frames of clips as in publishers' code, in training and in evaluation.
 
 vjepa2             V-JEPA 2's windows (`vjepa2_clips`). In evaluation one that could move begins where its part does,
                    as with `random_clip_sampling=False` in the original
@@ -38,11 +38,12 @@ def _vjepa2(
 
 def _vjepa2_step(protocol: "ClipProtocol", video: Stretch) -> int:
     """The stride in whole frames: `frame_step`, floor(F / fps) or floor(duration * F / frames), where F is the average
-    frame rate by the timestamps (the original: by the file), rounded up. Raises `UserError` for less than a frame."""
+    frame rate from the timestamps (the original: from the file), rounded up. Raises `UserError` for less than a
+    frame."""
     if protocol.frame_step is not None:
         return protocol.frame_step
     count = len(video.clock)
-    if count == 1:  # has no rate, and shows the same with any stride
+    if count == 1:  # one frame has no rate; every stride gives the same clip
         return 1
     rate = round(count / video.length)
     # a rate of 30 must not become 31 because timestamps are rounded
@@ -51,7 +52,7 @@ def _vjepa2_step(protocol: "ClipProtocol", video: Stretch) -> int:
     if protocol.fps is not None:
         step, setting = int(rate // protocol.fps), f"fps={protocol.fps:g}"
     else:
-        duration = protocol.duration or 0.0  # it is given where neither of the others is
+        duration = protocol.duration or 0.0  # set if the two others are None
         step = int(duration * rate / protocol.frames)
         setting = f"duration={duration:g} for {protocol.frames} frames"
     if step < 1:
@@ -94,7 +95,7 @@ def vjepa2_clips(
             places = _padded(held, step, frames)
             shift = clip * ((num_frames - length) // (num_clips - 1)) if num_frames > length else 0
         clips.append(places.astype(np.int64) + shift)
-    return np.stack(clips) % num_frames  # of no frames, the one before the first is taken: the video's last
+    return np.stack(clips) % num_frames  # with no frames, index -1 is the video's last frame
 
 
 def _padded(end: int, step: int, frames: int) -> np.ndarray:

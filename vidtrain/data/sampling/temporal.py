@@ -1,4 +1,4 @@
-"""Time in a video: stretches of its frames, what is shown behind the end, and in which order, speed and direction."""
+"""Time in a video: stretches of its frames, frames after the end, frame orders, speed and direction."""
 
 import math
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ import numpy as np
 
 from vidtrain.errors import UserError, check_share
 
-# Containers round timestamps, Matroska to whole milliseconds: two frames may be one too far apart.
+# Containers round timestamps, Matroska to milliseconds, so two frames may be 1 ms too far apart
 ROUNDING = 1.1e-3
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Successive frames of a video, taken as a video of their own. The clock counts seconds or frames.
+    """Successive frames of a video, used like a separate video. The clock counts seconds or frames.
 
-    Frame `first + i` of the video appears at `clock[i]`, increasing from 0. The last one is shown until `length`, and
-    most are shown for as long as `usual`.
+    Frame `first + i` of the video appears at `clock[i]`, increasing from 0. The last frame ends at `length`; `usual` is
+    the usual duration of a frame.
     """
 
     first: int
@@ -31,16 +31,16 @@ class Stretch:
         return float(self.clock[-1])
 
     def shown(self, times: np.ndarray | float) -> np.ndarray:
-        """Which of its frames, from 0 on, is shown at each time: the last to appear by then."""
+        """The index in the stretch of the frame shown at each time: the last frame that appeared by then."""
         return np.searchsorted(self.clock, times, side="right") - 1
 
     def holds(self, span: float) -> bool:
-        """Whether something is still shown `span` after its beginning."""
+        """Whether the stretch is longer than `span`."""
         return self.length - span > ROUNDING
 
     def part(self, start: float, end: float) -> "Stretch":
-        """The frames that appear at `start` <= t < `end`; where none does, the one that is then shown. The last one is
-        shown until the next one appears or the part ends, and at least as long as most."""
+        """The frames that appear at `start` <= t < `end`; if none does, the frame shown at that time. The last one
+        lasts until the next frame or the part's end, and at least `usual`."""
         first, stop = _between(self.clock, start, end)
         if stop <= first:
             first = int(self.shown(start + ROUNDING))
@@ -51,18 +51,19 @@ class Stretch:
         return Stretch(self.first + first, self.clock[first:stop] - begin, float(over - begin), self.usual)
 
     def parts(self, number: int) -> "list[Stretch]":
-        """Equal parts. They share no frame but one that is shown through a part in which none appears."""
+        """`count` equal parts. They share no frame, except that a part in which no frame appears has the frame before
+        it."""
         edges = [self.length * i / number for i in range(number)] + [math.inf]
         return [self.part(edges[i], edges[i + 1]) for i in range(number)]
 
     def in_frames(self) -> "Stretch":
-        """The same frames, by a clock that counts them."""
+        """The same frames, with a clock that counts frames."""
         count = len(self.clock)
         return Stretch(self.first, np.arange(count), float(count), 1.0)
 
 
 class Place(NamedTuple):
-    """Where a clip lies: it is clip `number` of the `total` that share a stretch of the video."""
+    """The place of a clip: it is clip `number` of the `total` clips in a stretch of the video."""
 
     stretch: Stretch
     number: int
@@ -70,20 +71,20 @@ class Place(NamedTuple):
 
 
 def clip_places(video: Stretch, num_clips: int, overlap: bool) -> list[Place]:
-    """The places of all clips: of the whole video, or, without `overlap`, each of a part of its own."""
+    """The places of all clips: in the whole video, or, without `overlap`, each in its own part."""
     if overlap:
         return [Place(video, number, num_clips) for number in range(num_clips)]
     return [Place(part, 0, 1) for part in video.parts(num_clips)]
 
 
 class EmptyCut(UserError):
-    """A record whose start and end lie where its video has nothing to show."""
+    """No frame of the video appears between a record's start and end."""
 
 
 def cut(timestamps: np.ndarray, start: float | None, end: float | None, alone: float) -> Stretch:
     """The frames of a video that appear at start <= t < end, in seconds after its first; None leaves that side open.
 
-    The last frame is shown as long as the median one, an only one for `alone` seconds. Raises `EmptyCut` where none
+    The last frame lasts as long as the median frame, a single frame `alone` seconds. Raises `EmptyCut` if no frame
     appears.
     """
     times = timestamps - timestamps[0]
@@ -99,22 +100,22 @@ def cut(timestamps: np.ndarray, start: float | None, end: float | None, alone: f
 
 
 def _between(clock: np.ndarray, start: float, end: float) -> tuple[int, int]:
-    """The range of frames at start <= t < end; a time that was rounded to just below counts as reaching it."""
+    """The range of frames at start <= t < end; a time within rounding below a bound counts as reaching it."""
     first, stop = np.searchsorted(clock, [start - ROUNDING, end - ROUNDING])
     return int(first), int(stop)
 
 
-# What a video that is shorter than a clip shows behind its end (see `ClipProtocol`)
+# How clips continue after the end of a shorter video (see `ClipProtocol`)
 SHORT_POLICIES = ("repeat_last", "wrap", "stretch", "error")
 
 
 def behind_end(policy: str, positions: np.ndarray, stretch: Stretch) -> np.ndarray:
-    """Positions [t] of a clip, some of them behind the end of its stretch, as one of `SHORT_POLICIES` has them."""
+    """Maps positions [t] of a clip that lie after the end of its stretch into it, by one of `SHORT_POLICIES`."""
     if policy == "repeat_last":
         return np.minimum(positions, stretch.last)
     if policy == "wrap":
         around = positions % stretch.length
-        past = stretch.length - around <= ROUNDING  # a time that was rounded to just below the end
+        past = stretch.length - around <= ROUNDING  # a time just below the end, by rounding
         return np.where(past, 0.0, around)
     raise UserError(
         f"the video is too short for a clip: it lasts {stretch.length:g}, the clip's last frame is at "
@@ -123,20 +124,20 @@ def behind_end(policy: str, positions: np.ndarray, stretch: Stretch) -> np.ndarr
     )
 
 
-# In which order a clip shows its frames. All but "forward" probe what a model takes from time.
+# The order of frames in a clip. All but "forward" test how a model uses time
 FRAME_ORDERS = ("forward", "reversed", "shuffled", "single_frame")
 
 
 def with_middle(positions: np.ndarray) -> np.ndarray:
-    """Positions [n t], and after them the middle in time, which "single_frame" repeats: [n t+1].
+    """Positions [n t] and the middle in time, which "single_frame" repeats: [n t+1].
 
-    The middle one of an even number of frames would be of the later half, and tell growing from shrinking.
+    With an even number of frames, a middle frame would lie in the later half, and reveal growing or shrinking.
     """
     return np.concatenate([positions, positions.mean(axis=1, keepdims=True)], axis=1)
 
 
 def frame_picks(order: str, frames: int) -> np.ndarray:
-    """Which of the frames of a clip that `with_middle` gave are shown in this order: int64 [frames]."""
+    """The indices, in the result of `with_middle`, of a clip's frames in this order: int64 [frames]."""
     if order == "single_frame":
         return np.full(frames, frames, dtype=np.int64)
     forward = np.arange(frames)
@@ -156,8 +157,8 @@ class TemporalJitter:
     """Random speed and direction of training clips.
 
     `rate` is the range of the factor on a clip's stride: 2 plays twice as fast. It is drawn uniformly on a logarithmic
-    scale, so half and double are equally likely. `reverse` is the probability that a clip plays backwards: leave it at
-    0 where direction tells classes apart. Raises `UserError` for values out of range.
+    scale, so half and double are equally likely. `reverse` is the probability that a clip is played backwards; leave it
+    at 0 if classes differ in direction. Raises `UserError` for values out of range.
     """
 
     rate: Sequence[float] = (1.0, 1.0)
@@ -170,7 +171,7 @@ class TemporalJitter:
 
     @property
     def is_idle(self) -> bool:
-        """Whether every clip plays as it would without."""
+        """Whether it changes no clip."""
         return tuple(self.rate) == (1, 1) and self.reverse == 0
 
     def draw(self, num_clips: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

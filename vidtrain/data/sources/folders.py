@@ -1,4 +1,4 @@
-"""Sources: class folders, the plainest, and folders of images; and finding on disk what annotations name."""
+"""Sources: class folders, the simplest, and folders of images; finds the files of annotated videos."""
 
 import logging
 import os
@@ -33,12 +33,12 @@ class ClassFolders:
     """Videos in class folders: `root/split/class/**/*.suffix`, or, with `split`, `root/class/**/*.suffix`.
 
     The sorted folder names of a split (`one_spelling`) are its classes, the same in every split. Only "test" may be
-    absent. Suffixes are matched in any letter case; hidden files and folders are passed over.
+    absent. Suffixes are matched in any letter case; hidden files and folders are skipped.
 
-    `split` holds the shares of train, val and test, which are dealt out stratified, drawn from `seed`. Groups stay
-    whole: each video is one, or those of one `group_pattern` (`group_in`, on the path below `root`).
+    `split` holds the shares of train, val and test, for a stratified split drawn from `seed`. Groups are not split:
+    each video is a group, or the videos with the same `group_pattern` (`group_in`, on the path below `root`).
 
-    Raises `UserError` for shares and patterns that are none, and `manifests` where the layout is not as stated.
+    Raises `UserError` for invalid shares and patterns; `manifests` raises it if the layout is different.
     """
 
     root: str
@@ -81,7 +81,7 @@ class ClassFolders:
 
     def _read(self, folder: Path, split: str | None) -> Manifest:
         by_class = self._videos(folder, split)
-        # before the manifest, whose own complaint could not name the folder
+        # checked here, as the manifest's error could not name the folder
         empty = [name for name, paths in by_class.items() if not paths]
         if len(empty) == len(by_class) or (split in ("train", None) and empty):
             raise UserError(
@@ -126,22 +126,22 @@ class ClassFolders:
 
 
 def leads_back(path: str) -> bool:
-    """Whether a folder is a link to one that holds it, where everything would be met again."""
+    """Whether a folder is a link to one of its parents, which would be read endlessly."""
     if not os.path.islink(path):
         return False
     return f"{os.path.realpath(os.path.dirname(path))}/".startswith(f"{os.path.realpath(path).rstrip('/')}/")
 
 
 def folder_levels(folder: str | Path) -> Iterator[tuple[str, list[str]]]:
-    """Every folder from `folder` down, but for hidden ones, with the names of the files in it."""
-    for parent, folders, files in os.walk(folder, followlinks=True):  # datasets are often linked together
+    """Every folder in `folder`, and itself, except hidden ones, with the names of its files."""
+    for parent, folders, files in os.walk(folder, followlinks=True):  # datasets are often made of links
         visible = (name for name in folders if not name.startswith("."))
         folders[:] = [name for name in visible if not leads_back(os.path.join(parent, name))]
         yield parent, files
 
 
 def walk(folder: str | Path, suffixes: Sequence[str], passed: list[str] | None = None) -> Iterator[str]:
-    """The videos below `folder`, without hidden files and folders. Other files are added to `passed`."""
+    """The videos below `folder`, without hidden files and folders. Adds other files to `passed`."""
     endings = tuple(suffix.lower() for suffix in suffixes)
     for parent, files in folder_levels(folder):
         for name in files:
@@ -154,12 +154,12 @@ def walk(folder: str | Path, suffixes: Sequence[str], passed: list[str] | None =
 
 
 class VideoFiles:
-    """The videos below `root`, by their path there without its suffix, in any of Unicode's forms."""
+    """The videos below `root`, by relative path without suffix; paths match in any Unicode normal form."""
 
     def __init__(self, root: str):
         if not Path(root).is_dir():
             raise UserError(f"no folder {root} of videos")
-        # as on disk; and in one spelling, as annotations and disk may differ in that
+        # as on disk, and in one normal form, as annotations and disk may differ in it
         self._paths: dict[str, list[str]] = {}
         self._alike: dict[str, list[str]] = {}
         for path in walk(root, SUFFIXES):
@@ -168,7 +168,7 @@ class VideoFiles:
             self._alike.setdefault(_path_in_one_spelling(stem), []).append(path)
 
     def find(self, *stems: str) -> str | None:
-        """The file of the first of `stems` that there is. Raises `UserError` where that has two."""
+        """The file of the first of `stems` that exists. Raises `UserError` if it has two files."""
         as_spelled = [self._paths[stem] for stem in stems if stem in self._paths]
         spellings = map(_path_in_one_spelling, stems if not as_spelled else ())
         for paths in as_spelled or [self._alike[stem] for stem in spellings if stem in self._alike]:
@@ -183,8 +183,8 @@ def _path_in_one_spelling(path: str) -> str:
 
 
 def check_missing(missing: Sequence[str], total: int, root: str, max_share: float, allow: str) -> None:
-    """Raises `UserError` if more than `max_share` of the `total` annotated videos are `missing`, and says which setting
-    allows it, `allow`; warns of fewer."""
+    """Raises `UserError` if more than `max_share` of the `total` annotated videos are `missing`, and names the setting
+    `allow` that permits it; warns of fewer."""
     if not missing:
         return
     message = f"{len(missing)} of {total} annotated videos are not in {root}: {shown_some(missing, NAMED)}"
@@ -193,7 +193,7 @@ def check_missing(missing: Sequence[str], total: int, root: str, max_share: floa
     logger.warning("%s", message)
 
 
-# --- videos that are folders of images --------------------------------------------------------------------
+# --- videos that are folders of images ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,9 +204,9 @@ class FrameFolders:
     {name: number}, "train": [{"video": folder, "target": number, "segment": [first, last]}], "val": ..., "test": ...};
     a segment counts images from 0, both ends included; without one, all are taken. `ground_truth` is a CSV file with
     the columns youtube_id, folder_name and label, whose videos are split here by the shares `split`, stratified, drawn
-    from `seed`. Folders of one youtube_id stay together, or those of one `group_pattern` (`group_in`, on their names).
+    from `seed`. Groups are the folders of one youtube_id, or of one `group_pattern` (`group_in`, on their names).
 
-    Raises `UserError` for files that do not hold this, and for folders that are not on disk, unless `allow_missing`.
+    Raises `UserError` for files with another content, and for missing folders unless `allow_missing`.
     """
 
     root: str
@@ -287,7 +287,7 @@ class FrameFolders:
             first, last = entry["segment"]
             if not 0 <= first <= last:
                 raise ValueError(f"segment {entry['segment']} of {entry['video']}")
-            # half-way between two images, so that rounding decides nothing
+            # half-way between two images, so that rounding cannot change the frames
             start = (first - 0.5) / self.frame_rate if first else None
             end = (last + 0.5) / self.frame_rate
         folder = self._folder(str(entry["video"]))
@@ -295,11 +295,12 @@ class FrameFolders:
         return Record(folder, labels[0], group, tuple(labels), start, end)
 
     def _folder(self, name: str) -> str:
-        """The path, in one form only: two would pass for two videos. Nothing stays nothing, which is no folder."""
+        """The normalized path, as two forms would count as two videos. An empty path stays empty, which is no
+        folder."""
         return os.path.normpath(os.path.join(self.root, name)) if name else ""
 
     def _missing(self, folders: Sequence[str]) -> set[str]:
-        """Those of `folders` that are not there. Raises `UserError` unless they may be missing."""
+        """The missing ones of `folders`. Raises `UserError` unless they may be missing."""
         missing = [folder for folder in folders if not os.path.isdir(folder)]
         names = [os.path.relpath(folder or self.root, self.root) for folder in missing]
         allow = "dataset.source.allow_missing=true"

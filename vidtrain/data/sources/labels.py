@@ -1,4 +1,4 @@
-"""From what a listing calls a class to its number."""
+"""Maps a listing's labels to class numbers."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ from vidtrain.errors import UserError
 from vidtrain.files.escaping import is_utf8
 
 KINDS = ("names", "integers")
-SEPARATORS = (";", "|", ",", " ")  # what may stand between labels
-GAPS = ("", "nan")  # what stands where a table has no number
+SEPARATORS = (";", "|", ",", " ")  # usual separators of labels
+GAPS = ("", "nan")  # usual texts for a missing number
 NAMED = 8
 _DECIMAL = re.compile(r"[0-9]+\.[0-9]*(?:[eE][+-]?[0-9]+)?")
-Complain = Callable[[int, str], None]  # (which of the texts, what is wrong with it)
+Complain = Callable[[int, str], None]  # (index of the text, fault)
 
 
 def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
@@ -53,12 +53,12 @@ def in_order(numbers: dict[str, object], path: Path | str) -> tuple[str, ...]:
 class LabelReader:
     """Turns the label texts of a dataset's listings into numbers.
 
-    `kind` says what labels are: "names", or "integers" that are the class numbers; None takes what the first label is
-    (a name if it is in `classes`). The classes are `classes` (`class_list`), else the sorted names of train, or the
-    integers from 0 to the largest of train. `separator` stands between several labels of a record; `splits` says
-    whether the source takes one. Without it, a label that looks like several, such as "1;2", is a fault.
+    `kind` is the kind of labels: "names", or "integers", which are class numbers; None takes the kind of the first
+    label (a name if it is in `classes`). The classes are `classes` (`class_list`), else the sorted names of train, or
+    the integers from 0 to the largest of train. `separator` separates the labels of a record; `splits` is whether the
+    source supports it. Without it, a label that looks like several, such as "1;2", is a fault.
 
-    Train is read and settled first; the labels of the other splits must then be known.
+    Train must be read and settled first; the other splits may then contain only known labels.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class LabelReader:
         return self._separator is not None
 
     def read(self, texts: Sequence[str], complain: Complain) -> tuple[list[int], list[int] | None]:
-        """The numbers of all labels and, where there may be several, how many each text has. Those of texts that are
-        complained about mean nothing."""
+        """The numbers of all labels and, if there may be several, the number of labels of each text. The values of
+        faulty texts are meaningless."""
         texts = spelled(texts)
         if self._separator is None:
             return self._read_single(texts, complain), None
@@ -104,7 +104,7 @@ class LabelReader:
         if not texts:
             return []
         if self._kind is None:
-            # a table with gaps has floats for integers
+            # tables with missing values store integers as floats
             stated = [text for text in texts if text.lower() not in GAPS]
             whole = _is_plain(texts[0]) or (bool(stated) and all(map(is_integer, stated)))
             self._kind = "integers" if whole and texts[0] not in self._codes else "names"
@@ -147,7 +147,7 @@ class LabelReader:
         return numbers
 
     def _several(self, text: str) -> str:
-        """What is wrong with a label that looks like several."""
+        """The fault of a label that looks like several."""
         separator = None if self._separator is not None else _separator_in(text)
         if separator is None:
             return ""
@@ -158,8 +158,8 @@ class LabelReader:
         return f"label {text!r} {looks}: {way}, or, if it is one name, list it in dataset.source.classes"
 
     def settle(self, columns: Columns) -> tuple[Columns, tuple[str, ...]]:
-        """What was read, with the final numbers of its labels, and the classes, which train settles. Raises `UserError`
-        where train lacks an integer below its largest and no classes are given."""
+        """The records with the final numbers of their labels, and the classes, which train determines. Raises
+        `UserError` if train lacks an integer below its largest and no classes are given."""
         if self._settled:
             return columns, self._classes
         self._settled = True
@@ -181,7 +181,7 @@ class LabelReader:
 
 
 def is_integer(text: str) -> bool:
-    """Whether `text` is a class number, perhaps as a table of floats has it: 3, 3.0 or 3.000e+00."""
+    """Whether `text` is a class number, also if it is written as a float: 3, 3.0 or 3.000e+00."""
     return _is_plain(text) or (_DECIMAL.fullmatch(text) is not None and float(text).is_integer())
 
 
@@ -190,7 +190,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _separator_in(text: str) -> str | None:
-    """What seems to stand between several labels."""
+    """The separator of several labels in `text`, if it looks like that."""
     for separator in SEPARATORS:
         parts = [part.strip() for part in text.split(separator)]
         # commas and spaces are common in names, but not between numbers

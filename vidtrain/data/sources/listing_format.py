@@ -1,4 +1,4 @@
-"""How the lines of a listing are laid out: as said, or as its first lines show."""
+"""The format of a listing's lines: as set, or as detected from its first lines."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from vidtrain.errors import UserError
 PATH_WORDS = ("path", "video", "video_path", "file", "filename", "file_name")
 LABEL_WORDS = ("label", "labels", "class", "class_name", "class_id", "label_id", "category", "target")
 FOLDER_WORDS = ("folder", "folder_name", "clip", "clip_path", "video_name", "video_id", "name", "id")
-# What a column is called where there is a header, and where it stands where there is none
+# Usual names of a column in a header, and its position without a header
 COLUMNS: dict[str, tuple[tuple[str, ...], int | None]] = {
     "path": (PATH_WORDS, 0),
     "label": (LABEL_WORDS, 1),
@@ -26,9 +26,9 @@ COLUMNS: dict[str, tuple[tuple[str, ...], int | None]] = {
     "start": (("start",), None),
     "end": (("end",), None),
 }
-# A semicolon often stands between the labels of one field, so it is taken only where none of these fits
+# A semicolon often separates labels in a field, so it is tried only if none of these fits
 FIRST_TRIED = (",", "\t", "::")
-SAMPLE = 200  # lines that are looked at
+SAMPLE = 200  # lines that are examined
 ENDINGS = tuple(SUFFIXES)
 # The end of a video's path, and more after it
 VIDEO_INSIDE = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})[^\w.]+\S", re.IGNORECASE)
@@ -38,16 +38,17 @@ Column = str | int | None
 
 @dataclass(frozen=True, kw_only=True)
 class ListingFormat:
-    """How the lines of a listing are to be read. What is null is recognized, and compared with every line.
+    """The format of a listing's lines. Settings that are null are detected, and checked with every line.
 
     `delimiter` is comma, tab, space, semicolon or "::", or the character itself; fields that hold it must be quoted.
-    With last_space, the path comes first and may hold spaces without quotes. `header` says whether line 1 names the
+    With last_space, the path is first and may contain spaces without quotes. `header` is whether line 1 names the
     columns. Columns are given by name or by number, from 0. Null means the column with a usual name (path, label,
-    group, start, end) where there is a header, else the first for paths, the second for labels and none for others.
+    group, start, end) if there is a header, else the first for paths, the second for labels and none for others.
 
     Paths are relative to `root`, else to the listing's folder. Labels are read by `LabelReader`. Groups come from a
-    column or from `group_pattern` (`group_in`, on the path as listed); without, each video is one. `start` and `end`
-    are seconds, empty where a video is not cut. With `frame_rate`, paths are folders of images, that many a second.
+    column or from `group_pattern` (`group_in`, on the path as listed); without, each video is a group. `start` and
+    `end` are seconds; empty fields mean the whole video. With `frame_rate` (images a second), paths are folders of
+    images.
     """
 
     root: str | None = None
@@ -72,7 +73,7 @@ class ListingFormat:
         if self.group_column is not None and self.group_pattern is not None:
             raise UserError("dataset.source.group_column and group_pattern are both given; set one to null")
         groups_by(self.group_pattern, [])
-        LabelReader(self.label_kind, None, self.label_separator)  # refuses what is no kind or separator
+        LabelReader(self.label_kind, None, self.label_separator)  # raises UserError for an invalid kind or separator
 
     def label_reader(self) -> LabelReader:
         return LabelReader(self.label_kind, self.classes, self.label_separator, splits=True)
@@ -85,7 +86,7 @@ class ListingFormat:
 
 @dataclass(frozen=True)
 class Cut:
-    """How lines become fields: `width` of them; where cut at their last spaces, what shows that a line is whole."""
+    """How lines are split into `width` fields; if split at the last spaces, also the test of a complete line."""
 
     delimiter: str
     width: int
@@ -94,7 +95,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Table:
-    """A listing's layout, with nothing left to recognize: `places` says which field is the path, the label ..."""
+    """A listing's format without unknowns: `places` are the indices of the fields path, label, ..."""
 
     cut: Cut
     header: bool
@@ -102,7 +103,7 @@ class Table:
 
 
 def recognize(path: Path | str, layout: ListingFormat) -> Table:
-    """The layout of the listing at `path`. Raises `UserError` where it is ambiguous, or not as `layout` says."""
+    """Detects the format of the listing at `path`. Raises `UserError` if it is ambiguous, or contradicts `layout`."""
     lines = [line for _, line in islice(numbered_lines(path), SAMPLE)]
     if not lines:
         raise UserError(f"{path} holds no lines")
@@ -115,7 +116,7 @@ def recognize(path: Path | str, layout: ListingFormat) -> Table:
     header = layout.header
     if header is None:
         named = any(isinstance(column, str) for column in layout.columns.values())
-        even = all(len(row) == cut.width for row in rows)  # else reading complains
+        even = all(len(row) == cut.width for row in rows)  # otherwise reading reports it
         header = named or (even and _names_columns(rows, layout, path, line_1))
     if not header and cut.width > 2 and None in (layout.path_column, layout.label_column):
         way = f", or say dataset.source.delimiter={LAST_SPACE} where paths hold spaces"
@@ -132,7 +133,7 @@ def recognize(path: Path | str, layout: ListingFormat) -> Table:
 
 
 def _names_columns(rows: list[list[str]], layout: ListingFormat, path: Path | str, line_1: str) -> bool:
-    """Whether the first row is a header, told by its words; raises `UserError` where it may be either."""
+    """Whether the first row is a header, by its words; raises `UserError` if that is ambiguous."""
     names = {field.strip().lower() for field in rows[0]}
     if names & set(PATH_WORDS) and names & set(LABEL_WORDS):
         return True
@@ -152,7 +153,7 @@ def _names_columns(rows: list[list[str]], layout: ListingFormat, path: Path | st
 
 
 def _place(path: Path | str, which: str, column: Column, named: list[str] | None, width: int) -> int | None:
-    """The number of the column `which`; None where there is none. `named` are the names that a header gives."""
+    """The number of the column `which`, or None. `named` are the names in the header."""
     usual_names, usual = COLUMNS[which]
     setting = f"dataset.source.{which}_column"
     if isinstance(column, int):
@@ -170,7 +171,7 @@ def _place(path: Path | str, which: str, column: Column, named: list[str] | None
     if len(fitting) > 1:
         raise UserError(f"{path} has the columns {' and '.join(fitting)}: say {setting}={fitting[0]}")
     if not fitting and usual is not None:
-        # a guess by position could take a path for a label
+        # a guess by position could confuse paths and labels
         raise UserError(
             f"{path}: line 1 is a header with the columns {', '.join(named)}, none of which is called "
             f"{' or '.join(usual_names[:2])}: say {setting}=NAME, or, for a video, dataset.source.header=false"
@@ -178,11 +179,12 @@ def _place(path: Path | str, which: str, column: Column, named: list[str] | None
     return named.index(fitting[0]) if fitting else None
 
 
-# --- what stands between fields ---------------------------------------------------------------------------
+# --- delimiters of fields -----------------------------------------------------------------------------------
 
 
 def _named_delimiter(text: str) -> str:
-    """The delimiter that `text` names (comma, tab, space, semicolon, last_space) or is; `UserError` for others."""
+    """The delimiter for `text`, a name (comma, tab, space, semicolon, last_space) or the delimiter itself; `UserError`
+    for others."""
     by_name = {name: delimiter for delimiter, name in DELIMITERS.items()}
     by_name |= {text: text for text in (*DELIMITERS, LAST_SPACE)} | {"\\t": "\t"}
     if text not in by_name:
@@ -192,10 +194,10 @@ def _named_delimiter(text: str) -> str:
 
 
 def _find_cut(sample: Sequence[str], layout: ListingFormat, path: Path | str) -> Cut:
-    """The cut that `layout` names, else the one that gives most of the first lines equally many fields.
+    """The delimiter that `layout` names, else the one that splits most of the first lines into equally many fields.
 
-    It is never at the separator of labels. Paths may hold spaces where they come first and lines are whole when cut at
-    their last spaces. Reading complains about lines that do not fit. Raises `UserError` where no cut fits, or several.
+    It is never the separator of labels. Paths may contain spaces if they come first and lines are complete when split
+    at their last spaces. Reading reports lines that do not fit. Raises `UserError` if no delimiter fits, or several.
     """
     columns, separator = list(layout.columns.values()), layout.label_separator
     delimiter = None if layout.delimiter is None else _named_delimiter(layout.delimiter)
@@ -228,7 +230,7 @@ def _find_cut(sample: Sequence[str], layout: ListingFormat, path: Path | str) ->
     fitting = telling or fitting
     numbered = any(_end_in_integers(sample[headed:], *cut) for cut in fitting.items())
     if spaced is not None and not telling and not numbered:
-        fitting = {**fitting, LAST_SPACE: width}  # where that has integers for labels
+        fitting = {**fitting, LAST_SPACE: width}  # if this gives integer labels
         fitting.pop(" ", None)
     if len(fitting) != 1:
         raise UserError(f"{path}{_none_or_several(fitting, sample[0])}")
@@ -236,7 +238,7 @@ def _find_cut(sample: Sequence[str], layout: ListingFormat, path: Path | str) ->
 
 
 def _most(answers: Iterable[bool]) -> bool:
-    """Whether at least half of the answers are yes."""
+    """Whether at least half of the values are true."""
     listed = list(answers)
     return 2 * sum(listed) >= len(listed)
 
@@ -266,7 +268,7 @@ def _cut_at_last_spaces(lines: Sequence[str], width: int) -> Cut | None:
         kept = [fields for fields in rows if whole(fields)]
         if not kept or 2 * len(kept) < len(lines):
             continue
-        # what would be paths with spaces may be columns, such as a folder and the number of its images
+        # what looks like a path with spaces may be columns, such as a folder and its number of images
         widths = {len(fields_of(line, " ")) for line in lines}
         numbered = all(is_integer(fields[0].split()[-1]) for fields in kept)
         if whole is _names_video or not (numbered or (len(widths) == 1 and widths != {width})):
@@ -275,7 +277,7 @@ def _cut_at_last_spaces(lines: Sequence[str], width: int) -> Cut | None:
 
 
 def _fitting(sample: Sequence[str], separator: str | None) -> dict[str, int]:
-    """The delimiters that may be meant, and how many fields each gives most lines."""
+    """The possible delimiters, and the number of fields into which each splits most lines."""
     likely, certain = {}, {}
     for delimiter in DELIMITERS:
         widths = Counter(width for line in sample if (width := len(fields_of(line, delimiter))) > 1)
@@ -288,12 +290,12 @@ def _fitting(sample: Sequence[str], separator: str | None) -> dict[str, int]:
         likely.pop(";", None)
         certain.pop(";", None)
     if certain.keys() == {" "}:
-        return likely  # as many spaces in every line say little, where most lines hold another delimiter
+        return likely  # equal numbers of spaces mean little if most lines contain another delimiter
     return certain or likely
 
 
 def _names_videos(sample: Sequence[str], delimiter: str, width: int, column: Column) -> bool:
-    """Whether at least half of the lines hold a field that ends like a video's path; of spaces, in the path's place."""
+    """Whether at least half of the lines have a field with a video's suffix; for spaces, in the path's place."""
     rows = [[field.strip().lower() for field in fields_of(line, delimiter)] for line in sample]
     of_width = [fields if len(fields) == width else [] for fields in rows]
     if delimiter == " " and not isinstance(column, str):
@@ -321,5 +323,5 @@ def _none_or_several(fitting: dict[str, int], line: str) -> str:
 
 
 def _usual_width(sample: Sequence[str], delimiter: str) -> int:
-    """How many fields most of the lines have."""
+    """The most common number of fields of the lines."""
     return Counter(len(fields_of(line, delimiter)) for line in sample).most_common(1)[0][0]

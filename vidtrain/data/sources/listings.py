@@ -26,8 +26,8 @@ WITHOUT = {"val": "dataset.source.val=null dataset.source.val_share=0.1", "test"
 class Listing(ListingFormat):
     """Videos named by files: one for each split, of which `test` may be absent.
 
-    Without `val`, `val_share` of train's videos is held out for it, stratified, groups kept whole, drawn from `seed`; 0
-    does without (for a part of a mixture). `manifests` raises `UserError` that names the file and the lines at fault.
+    Without `val`, `val_share` of train's videos is held out, stratified, without splitting groups, drawn from `seed`; 0
+    means no val (for a part of a mixture). `manifests` raises `UserError` that names the file and the faulty lines.
     """
 
     train: str
@@ -57,7 +57,7 @@ def _file_of(classes: str | Sequence[str] | None) -> list[str]:
 
 
 def _listed_file(split: str, name: str) -> str:
-    """The file that the setting of a split names. Raises `UserError` where there is none, and says what to do."""
+    """The file of a split. Raises `UserError` with a hint if it does not exist."""
     check_no_secret(name, f"dataset.source.{split}")
     try:
         file_status(name)
@@ -70,7 +70,7 @@ def _listed_file(split: str, name: str) -> str:
 
 
 def read_listing(path: str, layout: ListingFormat, labels: LabelReader) -> Columns:
-    """The records of one listing; `labels` gives their numbers. Raises `UserError` naming the lines at fault."""
+    """The records of one listing; `labels` maps labels to numbers. Raises `UserError` naming the faulty lines."""
     table = recognize(path, layout)
     cut, places = table.cut, table.places
     faults = Faults(path)
@@ -90,7 +90,7 @@ def read_listing(path: str, layout: ListingFormat, labels: LabelReader) -> Colum
                 complain(place, "no group")
         starts, ends = _times(rows, places, complain)
         paths = _resolved(listed, folder, complain)
-        if groups is not None:  # one that is named by its own path, however that is written, is no group
+        if groups is not None:  # a group with the name of its video's path, in any form, is that video alone
             groups = [p if g == name else g for p, g, name in zip(paths, groups, listed, strict=True)]
         builder.extend(paths, numbers, groups, starts, ends, label_counts=counts)
     faults.raise_if_any()
@@ -110,14 +110,14 @@ def _empty(values: Sequence[str]) -> list[int]:
 
 
 def _resolved(listed: Sequence[str], folder: str, complain: Callable[[int, str], None]) -> list[str]:
-    """Paths as they are to be opened."""
+    """The paths with which files are opened."""
     for place in _empty(listed):
         complain(place, "no path")
     if "\0" in "".join(listed):
         for place, name in enumerate(listed):
             if "\0" in name:
                 complain(place, "a path with a zero byte")
-    # two ways to write one path would pass for two videos
+    # two forms of one path would count as two videos
     if is_url(folder) or "://" in "".join(listed):
         paths = [joined(folder, name) for name in listed]
         for place, path in enumerate(paths):
@@ -135,7 +135,7 @@ def _resolved(listed: Sequence[str], folder: str, complain: Callable[[int, str],
 def _times(
     rows: Rows, places: Mapping[str, int], complain: Callable[[int, str], None]
 ) -> tuple[list[float] | None, list[float] | None]:
-    """Starts and ends in seconds, NaN where a field is empty; None without such a column."""
+    """Starts and ends in seconds, NaN for an empty field; None without such a column."""
 
     def seconds(name: str) -> list[float] | None:
         if name not in places:
@@ -157,18 +157,18 @@ def _times(
     return columns
 
 
-# --- NumPy files ------------------------------------------------------------------------------------------
+# --- NumPy files --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class NpyListing:
-    """Arrays of paths (.npy), one for each split, with their labels in a second array; without, labels are 0.
+    """Arrays of paths (.npy), one for each split, with labels in a second array; without it, labels are 0.
 
     Arrays are one-dimensional: paths are text, labels are integers (also as floats, such as 2.0) or class names. Paths
     are relative to `root`, else to the array's folder. `classes` are names, or a file of them; without, they come from
-    train's labels (`LabelReader`). `val_share` and `seed` hold out val where there is none, as in a `Listing`.
+    train's labels (`LabelReader`). `val_share` and `seed` hold out val if there is none, as in a `Listing`.
 
-    Arrays of Python objects are refused: loading them may run code.
+    Arrays of Python objects are refused, as loading them may run code.
     """
 
     train: str
@@ -235,7 +235,7 @@ class NpyListing:
 
 
 def _label_array(path: Path) -> np.ndarray:
-    """Labels; integers that were saved as floats are integers again."""
+    """Labels; integers that were saved as floats are converted to integers."""
     labels = _load(path, "USiuf")
     if labels.dtype.kind != "f":
         return labels
@@ -274,7 +274,7 @@ def _load(path: Path, kinds: str) -> np.ndarray:
     return array
 
 
-# --- several sources as one -------------------------------------------------------------------------------
+# --- several sources as one ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -295,10 +295,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The videos of all `parts`, by name, which have the same classes in the same order. A part of None is left out.
+    """The videos of all `parts`, by name; all must have the same classes in the same order. Parts that are None are
+    left out.
 
-    A part may lack val and test (a `Listing` with val_share=0), but one must have val. `Manifest.sources` describes
-    the parts. Raises `UserError` where they do not fit together.
+    A part may lack val and test (a `Listing` with val_share=0), but one must have val. `Manifest.sources` describes the
+    parts. Raises `UserError` if they do not fit together.
     """
 
     parts: Mapping[str, Part | None]
@@ -311,7 +312,7 @@ class Mixture:
         return {name: part for name, part in self.parts.items() if part is not None}
 
     def inputs(self) -> list[str | Path] | None:
-        """The files of all parts; None where a part does not say which it reads."""
+        """The files of all parts; None if a part does not tell its files."""
         files: list[str | Path] = []
         for part in self._chosen().values():
             own = part.source.inputs() if hasattr(part.source, "inputs") else None
@@ -348,7 +349,7 @@ def _manifests_of(name: str, part: Part) -> dict[str, Manifest]:
     try:
         return part.source.manifests()
     except UserError as error:
-        # sources name their settings as if they were the dataset's only one
+        # sources name their settings as if they were the only source
         own = str(error).replace("dataset.source.", f"dataset.source.parts.{name}.source.")
         raise UserError(f"part {name} of the mixture: {own}") from error
 

@@ -1,8 +1,8 @@
-"""The default dataset: small videos whose classes come in pairs that only the order of frames tells apart.
+"""The default dataset: small videos whose classes form pairs that differ only in the order of frames.
 
-A video is a pure function of (seed, split, class, number). The second class of a pair is drawn exactly as the
-first and then played backwards, so the two have the same single frames, and a model that does not use time
-cannot tell them apart. The dataset is made once, on disk; what its videos show is drawn with numpy.
+A video is a pure function of (seed, split, class, number). A video of the second class of a pair is drawn like one of
+the first and played backwards, so single frames are distributed equally, and a model that does not use time cannot
+distinguish the classes. The dataset is written to disk once; its frames are drawn with numpy.
 """
 
 import fcntl
@@ -26,12 +26,12 @@ from vidtrain.data.sources.folders import ClassFolders
 from vidtrain.errors import UserError
 
 FPS = 25
-# High quality: coarser, the trail that prediction leaves behind a moving object would show its direction in a
-# single frame. The same bytes every time: x264's output depends on its threads, and its macroblock tree
-# (in AVX-512) on memory that it never set.
+# High quality, as with a lower one the artifacts behind a moving object show its direction in a single frame. Settings
+# for reproducible bytes: x264's output depends on its threads, and with its macroblock tree (in AVX-512) on
+# uninitialized memory.
 X264 = {"crf": "20", "preset": "veryfast", "threads": "1", "mbtree": "0"}
 MARKER = "dataset.json"
-# Written into the marker; to be raised when the same parameters give other videos.
+# Stored in the marker; increase it when the same parameters give other videos
 RECIPE = 1
 UNIT = 80  # pixels of the frame that lengths of scenes are given for; they are scaled to the size that is set
 LEAST = {"train_per_class": 1, "val_per_class": 1, "test_per_class": 0, "frames": 2, "size": 16, "seed": 0}
@@ -41,13 +41,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Motion:
-    """A source that makes its videos when `root` does not hold them yet, then reads them as class folders.
+    """A source that makes its videos if `root` does not contain them, then reads them as class folders.
 
     The files are H.264, `root/{train,val,test}/<class>/<class>_NNN.mp4`, of `frames` frames of `size` x `size` pixels.
-    They are made beside `root` under a lock and moved into place whole: processes that start together make them once,
-    and one that was killed leaves nothing behind that counts.
+    They are made next to `root` under a lock and then moved into place, so that processes that start together make them
+    once, and a killed process leaves no incomplete dataset.
 
-    Raises `UserError` for parameters that make no dataset, and where `root` holds anything else.
+    Raises `UserError` for invalid parameters, and if `root` contains anything else.
     """
 
     root: str
@@ -66,7 +66,7 @@ class Motion:
             raise UserError(f"size={self.size}: must be even, as H.264's color planes are half as large")
 
     def manifests(self) -> dict[str, Manifest]:
-        """The splits as `ClassFolders` reads them, made first where they are absent."""
+        """The splits, as `ClassFolders` reads them; makes missing ones first."""
         root = Path(self.root)
         if not (root / MARKER).is_file():
             try:
@@ -106,7 +106,7 @@ class Motion:
             raise UserError(f"{root} exists and is no motion dataset (no {MARKER}); choose another root")
         started = time.perf_counter()
         logger.info("making the motion dataset: %d videos in %s", self._count(), root)
-        # under the lock, so what a killed process left here belongs to nobody
+        # under the lock, so these are files of a killed process
         unfinished = root.with_name(f".{root.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         self._write_videos(unfinished)
@@ -120,7 +120,7 @@ class Motion:
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, *key]))
             _encode(path, render(CLASSES[key[1]], self.frames, self.size, rng))
 
-        videos: dict[tuple[int, int, int], Path] = {}  # by the numbers of their split, class and own
+        videos: dict[tuple[int, int, int], Path] = {}  # keyed by the numbers of split, class and video
         for split, (split_name, count) in enumerate(self._splits().items()):
             for label, name in enumerate(CLASSES):
                 folder = root / split_name / name
@@ -128,7 +128,7 @@ class Motion:
                 videos |= {(split, label, n): folder / f"{name}_{n:03d}.mp4" for n in range(count)}
         # numpy and x264 let go of the interpreter, so threads are enough
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            list(pool.map(write, videos.keys(), videos.values()))  # raises what a thread raised
+            list(pool.map(write, videos.keys(), videos.values()))  # raises the exceptions of threads
 
 
 def _encode(path: Path, frames: np.ndarray) -> None:
@@ -144,21 +144,21 @@ def _encode(path: Path, frames: np.ndarray) -> None:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """Holds the lock file beside `root`; the system frees it when its holder dies, however that happens."""
+    """Holds the lock file next to `root`; the system releases it when the process ends."""
     root.parent.mkdir(parents=True, exist_ok=True)
     with open(root.with_name(f".{root.name}.lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-# --- what the videos show: moving shapes on varied backgrounds; time runs from -1/2 to 1/2 -----------------
+# --- what the videos show: moving shapes on varied backgrounds; time runs from -1/2 to 1/2 ------------------
 
 Draws = np.random.Generator
 
 
 @dataclass(frozen=True)
 class Track:
-    """Where a shape is at each frame: center `x` and `y` (down), `radius` and `opacity` (0 to 1), all [t]."""
+    """A shape in each frame: center `x` and `y` (down), `radius` and `opacity` (0 to 1), all [t]."""
 
     x: np.ndarray
     y: np.ndarray
@@ -196,7 +196,7 @@ def _grow(rng: Draws, time: np.ndarray) -> Track:
 
 
 def _appear(rng: Draws, time: np.ndarray) -> Track:
-    """Out of the background, while drifting a little in any direction."""
+    """Appears from the background, and drifts a little in any direction."""
     angle, drift = rng.uniform(0, 2 * math.pi), rng.uniform(0, 8)
     x, y = rng.uniform(24, 56, 2)
     across, down = drift * math.cos(angle) * time, drift * math.sin(angle) * time
@@ -204,7 +204,7 @@ def _appear(rng: Draws, time: np.ndarray) -> Track:
     return Track(x + across, y + down, radius, opacity=0.5 + rng.uniform(0.7, 0.9) * time)
 
 
-# The first class of each pair as it is drawn; the second is the first played backwards.
+# The first class of each pair is drawn; the second is the first played backwards
 PAIRS: dict[tuple[str, str], Callable[[Draws, np.ndarray], Track]] = {
     ("move_right", "move_left"): _move_right,
     ("move_down", "move_up"): _move_down,
@@ -246,7 +246,7 @@ def _texture(rng: Draws, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return waves
 
 
-# How two colors blend into a background: the share of the second at each place.
+# Backgrounds of two colors: the share of the second color at each pixel
 BACKGROUNDS: dict[str, Callable[[Draws, np.ndarray, np.ndarray], np.ndarray]] = {
     "plain": lambda rng, x, y: np.zeros_like(x + y),
     "gradient": _gradient,
@@ -263,7 +263,7 @@ def render(class_name: str, frames: int, size: int, rng: Draws) -> np.ndarray:
 
 
 def _draw(track: Track, frames: int, size: int, rng: Draws) -> np.ndarray:
-    shake = rng.normal(0, 0.4, (2, frames, 1, 1))  # a hand that holds the camera
+    shake = rng.normal(0, 0.4, (2, frames, 1, 1))  # camera shake
     pixel = UNIT / size
     places = (np.arange(size) + 0.5) * pixel
     x = (places[None, None, :] + shake[0]).astype(np.float32)  # [t 1 w]
@@ -293,7 +293,7 @@ def _draw(track: Track, frames: int, size: int, rng: Draws) -> np.ndarray:
 
 
 def _mix_in(video: np.ndarray, color: np.ndarray, share: np.ndarray) -> None:
-    """Replaces a `share` [t h w] of what `video` [c t h w] shows by a `color` [c]."""
+    """Blends `color` [c] into `video` [c t h w] with the weight `share` [t h w]."""
     for plane, value in zip(video, color.tolist(), strict=True):
         plane += share * (value - plane)
 

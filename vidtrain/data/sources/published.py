@@ -1,4 +1,4 @@
-"""Sources: UCF-101, HMDB51, Kinetics and Something-Something v2, by the annotations that they are published with."""
+"""Sources: UCF-101, HMDB51, Kinetics and Something-Something v2, read by their published annotations."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ from vidtrain.data.sources.labels import class_list, in_order
 from vidtrain.data.sources.tables import Faults, numbered_lines, read_json, read_rows, read_table
 from vidtrain.errors import UserError, check_share
 
-HMDB_SPLITS = {"1": "train", "2": "test", "0": None}  # 0 marks what a fold leaves out
+HMDB_SPLITS = {"1": "train", "2": "test", "0": None}  # 0: not used in this fold
 NEW_SPLIT = (0.8, 0.1, 0.1)
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 KINETICS_SPLITS = {
@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 
 class Listed(NamedTuple):
-    """A video as annotations name it, without suffix; the `places` where its file may lie, first choice first; and
-    those of the `uncut` video of which it is the part from `start` to `end` (seconds)."""
+    """A video of the annotations, without suffix; the `places` where its file may be, in order of preference; and those
+    of the `uncut` video of which it is the part from `start` to `end` (seconds)."""
 
     name: str
     places: Sequence[str]
@@ -44,8 +44,8 @@ class Listed(NamedTuple):
 def _located(
     listed: Iterable[tuple[str, Listed]], classes: Sequence[str], root: str, max_missing: float, allow: str
 ) -> dict[str, Manifest]:
-    """The videos of each split that are below `root`. Raises `UserError` where more than a share of `max_missing` are
-    not; the setting `allow` lets them be missing."""
+    """The videos of each split that exist below `root`. Raises `UserError` if more than a share of `max_missing` are
+    missing; the message names the setting `allow` that permits it."""
     files, missing, total = VideoFiles(root), [], 0
     builders: dict[str, ColumnsBuilder] = {}
     for split, video in listed:
@@ -64,15 +64,16 @@ def _located(
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialSplits(ABC):
-    """What UCF-101 and HMDB51 share.
+    """The common part of UCF-101 and HMDB51.
 
     Videos lie at `root/<class>/<video>` or `root/<video>`, with any suffix. `annotations` is the folder of the split
-    files, and `fold` is 1, 2 or 3; with null, videos in class folders are split anew, 80/10/10, groups kept whole.
+    files, and `fold` is 1, 2 or 3; with null, a new split 80/10/10 of the videos in class folders is made, without
+    splitting groups.
 
-    The official splits have no val: with `val` "train", `val_share` of train is held out, groups kept whole, drawn from
-    `seed`; with "test" the test videos select, and what is then reported is too high.
+    The official splits have no val: with `val` "train", `val_share` of train is held out, without splitting groups,
+    drawn from `seed`; with "test" the best checkpoint is selected on test, so test metrics are too high.
 
-    Raises `UserError` for split files of other content, and for videos that are not on disk, unless `allow_missing`.
+    Raises `UserError` for invalid split files, and for missing videos unless `allow_missing`.
     """
 
     GROUP_PATTERN: ClassVar[str]  # finds a video's group in its path
@@ -120,7 +121,7 @@ def _in_class(name: str, class_name: str, label: int, group: str) -> Listed:
 class UCF101(OfficialSplits):
     """UCF-101: classInd.txt, trainlist0N.txt (`Class/v_Class_g01_c01.avi 1`) and testlist0N.txt (no label).
 
-    The clips of one g number of a class are cut from one video, and so are a group.
+    The clips with one g number of a class are from one video, and form a group.
     """
 
     GROUP_PATTERN = r"v_(\w+)_g(\d+)_"
@@ -169,10 +170,10 @@ class UCF101(OfficialSplits):
 class HMDB51(OfficialSplits):
     """HMDB51: `<class>_test_split<N>.txt` for every class, lines of `video.avi` and 1 (train), 2 (test) or 0 (neither).
 
-    A name begins with the film that the clip is from, then comes its class; the clips of a film are a group.
+    A file name starts with the film's name, followed by the class; the clips of a film are a group.
     """
 
-    # the film's name ends where the class begins: the folder that the clip lies in
+    # the film's name ends where the class, which is the name of the clip's folder, begins
     GROUP_PATTERN = r"^([^/]+)/(?:.*/)?(.+)_\1_[^/]*$"
 
     def _read_lists(self) -> tuple[Sequence[str], list[tuple[str, Listed]]]:
@@ -207,12 +208,12 @@ def film(stem: str, class_name: str) -> str:
 class Kinetics:
     """Videos named by CSV files with the columns label, youtube_id, time_start, time_end and split.
 
-    A trimmed file `<youtube_id>_<start>_<end>` (seconds of six digits) is taken whole; of an untrimmed `<youtube_id>`,
-    the part from time_start to time_end. Both lie in `root`, in a folder of their split (as the CSV has it), of their
-    label (with spaces or underscores), or both, with any suffix. A YouTube video is a group.
+    A trimmed file `<youtube_id>_<start>_<end>` (seconds of six digits) is used whole; of an untrimmed `<youtube_id>`,
+    the part from time_start to time_end. Files are in `root`, in a folder of their split (as named in the CSV), of
+    their label (with spaces or underscores), or both, with any suffix. A YouTube video is a group.
 
-    The classes are the labels of train, sorted, or `classes`. `val_share` and `seed` hold out val where there is none,
-    as in a `Listing`. Raises `UserError` where more than `max_missing_share` of the videos are not on disk.
+    The classes are the labels of train, sorted, or `classes`. `val_share` and `seed` hold out val if there is none, as
+    in a `Listing`. Raises `UserError` if more than `max_missing_share` of the videos are missing.
     """
 
     root: str
@@ -260,7 +261,7 @@ class Kinetics:
 
 
 def _kinetics_fault(fields: dict[str, str], codes: dict[str, int]) -> str | None:
-    """What is wrong with a row."""
+    """The fault of a row, or None."""
     split, label = fields["split"], fields["label"]
     if split not in KINETICS_SPLITS:
         return f"split {split!r} is none of {', '.join(KINETICS_SPLITS)}"
@@ -288,7 +289,7 @@ class SomethingSomething:
     "Moving [something] up" is one. The test list has no templates: `test_answers` gives its labels, as lines of
     `id;Moving something up`; without, there is no test split.
 
-    Raises `UserError` where more than `max_missing_share` of the videos are not on disk.
+    Raises `UserError` if more than `max_missing_share` of the videos are missing.
     """
 
     root: str

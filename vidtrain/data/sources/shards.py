@@ -1,4 +1,5 @@
-"""A folder of tar files, here or at a URL, as `python -m vidtrain.prepare shards=1GiB` packs a dataset or others do."""
+"""A source for a folder of tar files, on disk or at a URL, from `python -m vidtrain.prepare shards=1GiB` or
+elsewhere."""
 
 import json
 import os
@@ -44,15 +45,15 @@ UNLABELED = "unlabeled"
 class Shards:
     """The videos in the tar files of `folder`, which may be a URL, or a name with numbers as x-{000..127}.tar.
 
-    Those of `vidtrain.prepare` are the dataset that was packed, in the same order: splits, classes, groups, cuts. Those
-    of others have WebDataset's names. A tar file belongs to the split that its path names, to train where none names
-    one; of train, `val_share` is held out for val, drawn from `seed`. `labels` says where the label of a video stands,
-    one of `LABELS`: in the member of its name that ends on .cls, .json (there as `label_key`, or one of the usual
-    names) or .txt, or in the name of the folder that it is in; null takes the first that the first video has. Classes
-    and several labels are as in a `Listing`.
+    Tar files from `vidtrain.prepare` contain the packed dataset in the same order: splits, classes, groups, starts and
+    ends. Tar files from elsewhere must have WebDataset's names. Such a file belongs to the split that its path names,
+    or to train; `val_share` of train is held out for val, drawn from `seed`. `labels` is the place of a video's label,
+    one of `LABELS`: the member with the video's name and the suffix .cls, .json (under `label_key`, or one of the usual
+    keys) or .txt, or the name of its folder; null takes the first of these that the first video has. Classes and
+    several labels are as in a `Listing`.
 
-    Raises `UserError` for a URL that holds a secret, and `manifests` where tar files are missing, cut or compressed, or
-    a video has no label.
+    Raises `UserError` for a URL that contains a secret; `manifests` raises it if tar files are missing, truncated or
+    compressed, or a video has no label.
     """
 
     folder: str
@@ -83,7 +84,7 @@ class Shards:
         settings: dict[str, Any] = {"delimiter": "comma", "header": True, "label_kind": "names"}
         settings |= {split: self._at(f"{split}.csv") for split in SPLITS if split in head["splits"]}
         settings |= {key: head[key] for key in ("classes", "label_separator")}
-        without_val = None if "val" in head["splits"] else 0  # as of videos without labels
+        without_val = None if "val" in head["splits"] else 0  # videos without labels
         return Listing(**settings, val_share=without_val).manifests()
 
     def _at(self, name: str) -> str:
@@ -123,9 +124,9 @@ class Shards:
             count = f"{len(faults)} of {len(sizes)} tar files are not those of {HEAD}"
             raise UserError(f"{count}: {shown_some(faults, 5)}; copy them anew")
 
-    # --- tar files of others ------------------------------------------------------------------------------
+    # --- tar files from elsewhere ------------------------------------------------------------------------------
 
-    @cached_property  # a store is slow to list many
+    @cached_property  # listing many in a store is slow
     def _archives(self) -> list[str]:
         """The tar files of `folder`."""
         if numbers := NUMBERS.search(self.folder):
@@ -187,7 +188,7 @@ def _where_labels_stand(sample: PackedSample) -> str:
 
 
 def _label(sample: PackedSample, where: str, key: str | None, separator: str | None) -> str:
-    """The label of a video as text, empty where there is none."""
+    """The label of a video as text, empty if it has none."""
     if where == "none":
         return UNLABELED
     if where == "folder":

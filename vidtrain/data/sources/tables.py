@@ -1,4 +1,4 @@
-"""Text files of one record a line: comma, tab, space, semicolon or `::` between fields, quoted as in CSV."""
+"""Reads text files with one record a line: comma, tab, space, semicolon or `::` between fields, quoted as in CSV."""
 
 import codecs
 import csv
@@ -14,7 +14,7 @@ from vidtrain.errors import UserError
 from vidtrain.files.escaping import plain_cell
 
 DELIMITERS = {",": "comma", "\t": "tab", " ": "space", ";": "semicolon", "::": "::"}
-LAST_SPACE = "last_space"  # spaces that fields are cut at from the right: the first field may hold others
+LAST_SPACE = "last_space"  # fields are split at spaces from the right: the first field may contain spaces
 # A byte-order mark says how a file is encoded. Without one, UTF-16 shows by its zero bytes.
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -23,14 +23,14 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-UNIT = "\x1f"  # stands for a delimiter of two characters, which the csv module does not take
-SNIFFED = 4096  # bytes that are looked at to recognize the encoding
+UNIT = "\x1f"  # replaces a delimiter of two characters, which the csv module does not support
+SNIFFED = 4096  # bytes that are read to detect the encoding
 ROWS = 1 << 16  # read at a time
-NAMED = 10  # how many faulty lines a message names
+NAMED = 10  # faulty lines named in a message
 
 
 class Faults:
-    """What is wrong with the lines of a file, to be raised at once."""
+    """Collects the faults of a file's lines, to raise them in one error."""
 
     def __init__(self, path: Path | str):
         self._path = path
@@ -63,11 +63,11 @@ class Rows:
 def open_text(path: Path | str) -> TextIO:
     """A text file of UTF-8, or of UTF-16 or UTF-32 as spreadsheets save them.
 
-    Bytes that are no UTF-8 pass through, since file names may hold them. Raises `UserError` for a file that cannot be
+    Bytes that are not UTF-8 are kept, since file names may contain them. Raises `UserError` for a file that cannot be
     read, or is damaged UTF-16.
     """
     try:
-        file = open_binary(str(path))  # once, as a pipe allows
+        file = open_binary(str(path))  # read only once, as it may be a pipe
         encoding = _encoding(file.peek(SNIFFED)[:SNIFFED])
         if encoding == "utf-8-sig":
             return io.TextIOWrapper(file, encoding, "surrogateescape")
@@ -83,7 +83,7 @@ def _encoding(start: bytes) -> str:
     for mark, encoding in MARKS:
         if start.startswith(mark):
             return encoding
-    # text of any script has a space, a line break or a comma, of which UTF-16 has one byte zero
+    # any text has a space, a line break or a comma, whose UTF-16 code has a zero byte
     odd, even = start[1::2].count(0), start[::2].count(0)
     if max(odd, even) > len(start) // 8 and min(odd, even) == 0:
         return "utf-16-le" if odd > even else "utf-16-be"
@@ -99,7 +99,7 @@ def read_json(path: Path | str) -> Any:
 
 
 def numbered_lines(path: Path | str) -> Iterator[tuple[int, str]]:
-    """The lines that hold anything but white space, with their numbers from 1."""
+    """The lines that are not blank, with their numbers from 1."""
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -110,7 +110,7 @@ def split_line(line: str, delimiter: str, width: int = 2) -> list[str]:
     """The fields of one line, without spaces around those without quotes, and without the ' that guards a field from
     spreadsheets (`vidtrain.files.escaping.csv_lines`). Raises `csv.Error`.
 
-    Cut at the last spaces, the line has at most `width` fields, of which the first may hold spaces.
+    If split at the last spaces, the line has at most `width` fields, and the first may contain spaces.
     """
     fields = _cut(line, delimiter, width)
     return [plain_cell(field) for field in fields] if "'" in line else fields
@@ -131,7 +131,7 @@ def _cut(line: str, delimiter: str, width: int) -> list[str]:
         fields = _cut(line.replace("::", UNIT), UNIT, width)
         return [field.replace(UNIT, "::") for field in fields]
     if delimiter == " ":
-        line = line.strip(" ")  # else a field of nothing would follow
+        line = line.strip(" ")  # otherwise an empty field would follow
     return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
 
 
@@ -151,7 +151,7 @@ def _from_right(line: str, width: int) -> list[str]:
 
 
 def fields_of(line: str, delimiter: str, width: int = 2) -> list[str]:
-    """As `split_line`; [] for a line that cannot be cut."""
+    """As `split_line`; [] for a line that cannot be split."""
     try:
         return split_line(line, delimiter, width)
     except csv.Error:
@@ -166,8 +166,8 @@ def read_rows(
     header: bool,
     whole: Callable[[Sequence[str]], bool] | None = None,
 ) -> Iterator[Rows]:
-    """All rows, some thousands at a time, without empty lines and the `header`. Lines of another number of fields than
-    `width`, with a quote that does not end, or that are not `whole` go to `faults`."""
+    """All rows, some thousands at a time, without empty lines and the `header`. Lines with a number of fields other
+    than `width`, with an open quote, or that are not `whole` are added to `faults`."""
     rows = Rows([], [])
     numbered = numbered_lines(path)
     if header:
@@ -201,8 +201,8 @@ def _wrong_width(fields: Sequence[str], width: int, delimiter: str, line: str) -
 
 
 def read_table(path: Path | str, delimiter: str, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The lines of a table with a header, as (number, fields by column). Raises `UserError` where a column of `needed`
-    is missing and, at the end, for lines that cannot be read."""
+    """The lines of a table with a header, as (number, fields by column). Raises `UserError` if a column of `needed` is
+    missing and, at the end, for lines that cannot be read."""
     _, header = next(numbered_lines(path), (0, ""))
     if not header:
         raise UserError(f"{path} holds no lines")

@@ -1,4 +1,4 @@
-"""Videos without labels, as pretraining takes them; and the videos that people name."""
+"""A source of videos without labels, for pretraining; finds the videos named on a command line."""
 
 import glob
 import os
@@ -16,19 +16,19 @@ from vidtrain.data.stores.places import check_no_secret, is_url, joined, member_
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
 
-UNLABELED = "unlabeled"  # the one class of all videos, which no objective without labels looks at
+UNLABELED = "unlabeled"  # the class of all videos, which objectives without labels ignore
 LISTINGS = (".txt", ".csv")
 
 
 @dataclass(frozen=True)
 class Unlabeled:
-    """All videos that `path` names, as `find_videos` takes them.
+    """All videos that `path` names, found by `find_videos`.
 
-    A share `val_share` of them, drawn from `seed`, is held out for the loss on val; with `group_pattern` (`group_in`,
-    on paths) groups stay whole. With null nothing is held out, and the loss is followed on videos that are trained on.
-    With `frame_rate` videos are folders of images, that many a second.
+    A share `val_share` of them, drawn from `seed`, is held out for the val loss; with `group_pattern` (`group_in`, on
+    paths) groups are not split. With null nothing is held out, and that loss is computed on training videos. With
+    `frame_rate` (images a second) videos are folders of images.
 
-    Raises `UserError` for shares and patterns that are none, and `manifests` for places that name no videos.
+    Raises `UserError` for invalid shares and patterns; `manifests` raises it for places without videos.
     """
 
     path: str | Sequence[str]
@@ -59,12 +59,12 @@ class Unlabeled:
 
 
 def find_videos(places: Sequence[str], frame_rate: float | None = None) -> tuple[list[str], list[str]]:
-    """The videos that `places` name, each once, in order and sorted within a place; and what is wrong with places.
+    """The videos that `places` name, without duplicates, in order and sorted within a place; and the faults of places.
 
-    A place is a file, a folder (all videos below it), a pattern (`**` for any folders), or a listing: a .txt file
-    with a path a line, or a .csv file with a column `path`; paths there are relative to its folder. Each may be a URL.
-    A file that is named or listed itself is taken whatever its suffix. With a `frame_rate`, a video is a folder that
-    holds images, and folders and patterns stand for those in them.
+    A place is a file, a folder (all videos below it), a pattern (`**` for any folders), or a listing: a .txt file with
+    a path a line, or a .csv file with a column `path`; paths there are relative to its folder. Each may be a URL. A
+    file that is named or listed itself may have any suffix. With a `frame_rate`, a video is a folder of images, and
+    folders and patterns name all such folders in them.
     """
     videos: dict[str, None] = {}
     faults = []
@@ -97,7 +97,7 @@ def _videos_of(place: str, folders: bool) -> list[str]:
     if not matches:
         raise UserError(f"{shown(place)}: nothing matches this pattern")
     videos = [] if folders else [match for match in matches if match.lower().endswith(SUFFIXES)]
-    # ** names folders beside the files in them, which then are those files again
+    # ** matches folders and their files, so the files would come twice
     if folders or "**" not in place:
         videos += [video for match in matches if os.path.isdir(match) for video in _below(match, folders)]
     if not videos:
