@@ -179,8 +179,9 @@ def _below_folder(paths: Sequence[str]) -> list[str]:
     return [os.path.relpath(path, os.path.commonpath(folders)) for path in paths]
 
 
-# --- the bootstrap ---------------------------------------------------------------------------------------- The
-# bootstrap estimates how much a number would vary on other videos (Efron, 1979). Each draw takes as many videos as
+# --- the bootstrap ----------------------------------------------------------------------------------------
+#
+# The bootstrap estimates how much a number would vary on other videos (Efron, 1979). Each draw takes as many videos as
 # there are, with replacement. All runs are scored on the same draws, so differences between runs vary less than their
 # scores. Videos of one group (one person, one long recording) are not independent, so whole groups are drawn.
 

@@ -192,9 +192,11 @@ def _statistics_held(block: nn.Module) -> Iterator[None]:
             setattr(norm, name, buffer)
 
 
-# --- an adapter for any network ---  Any module that maps clips to logits can be trained, resumed, evaluated and
-# exported like other models: the encoder returns the pixels, and the module is the head. It has no blocks, so it trains
-# as a whole, at the head's learning rate. Its features cannot be cached, as they would be the pixels.
+# --- an adapter for any network ---
+#
+# Any module that maps clips to logits can be trained, resumed, evaluated and exported like other models: the encoder
+# returns the pixels, and the module is the head. It has no blocks, so it trains as a whole, at the head's learning
+# rate. Its features cannot be cached, as they would be the pixels.
 
 
 class Pixels(nn.Module):

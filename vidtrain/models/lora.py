@@ -199,10 +199,11 @@ def merge_tensors(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tens
     return merged
 
 
-# --- in a checkpoint -------------------------------------------------------------------------------------- If the
-# frozen weights of an adapted model come from published files, its checkpoints hold only the other tensors: adapters,
-# head, and everything else that trains. They name the files by path and SHA-256, and loading a checkpoint loads these
-# files first. Frozen weights that come from no file, such as random ones, are in the checkpoints.
+# --- in a checkpoint --------------------------------------------------------------------------------------
+#
+# If the frozen weights of an adapted model come from published files, its checkpoints hold only the other tensors:
+# adapters, head, and everything else that trains. They name the files by path and SHA-256, and loading a checkpoint
+# loads these files first. Frozen weights that come from no file, such as random ones, are in the checkpoints.
 
 KEYS = ("lora", "base")  # keys of a checkpoint
 

@@ -120,8 +120,9 @@ def blocks_like(encoder: ViT3D, dim: int, depth: int, num_heads: int) -> nn.Modu
     )
 
 
-# --- VideoMAE (Tong et al. 2022): the encoder sees a tenth of a video, a small decoder reconstructs the rest ---  With
-# 0.9 of the tokens hidden, forward and backward of a ViT-S take 0.11 of the time with all tokens, or 0.24 with a
+# --- VideoMAE (Tong et al. 2022): the encoder sees a tenth of a video, a small decoder reconstructs the rest ---
+#
+# With 0.9 of the tokens hidden, forward and backward of a ViT-S take 0.11 of the time with all tokens, or 0.24 with a
 # decoder of half its width (16 frames at 112 pixels; 0.06 and 0.24 for a ViT-Ti at 224 pixels; one CPU core).
 
 EPSILON = 1e-6  # added to a cube's deviation
@@ -235,8 +236,9 @@ class MaskedAutoencoder(MaskedModel):
         return rearrange(cubes / deviation, "b n c k -> b n (k c)"), mean, deviation
 
 
-# --- V-JEPA (Bardes et al. 2024; Assran et al. 2025) and SALT (Li et al. 2025) --- The teacher is the encoder's moving
-# average or, in SALT, a frozen encoder.
+# --- V-JEPA (Bardes et al. 2024; Assran et al. 2025) and SALT (Li et al. 2025) ---
+#
+# The teacher is the encoder's moving average or, in SALT, a frozen encoder.
 
 
 class Predictor(nn.Module):

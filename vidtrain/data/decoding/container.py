@@ -201,7 +201,7 @@ def frames_in_order(path: str, max_pixels: int) -> Iterator[tuple[av.VideoFrame,
             except EOFError:  # the decoder was already flushed
                 return
             if complains:
-                doubtful.add(packet.pts)  # None, in containers without times, stands for every later frame
+                doubtful.add(packet.pts)  # None (a container without times) stands for every later frame
             for frame in frames:
                 check_size(path, frame, max_pixels)
                 made_up = frame.is_corrupt or frame.pts in doubtful or None in doubtful
@@ -237,9 +237,10 @@ def sound_frames(path: str, max_pixels: int) -> Iterator[tuple[int, av.VideoFram
     yield from held
 
 
-# --- presentation times, also if the file does not state all of them --------------------------------------  AVI and
-# raw streams state no presentation times, and FFmpeg's guesses are out of order for reordered pictures. Files that were
-# cut, joined or damaged lack some.
+# --- presentation times, also if the file does not state all of them --------------------------------------
+#
+# AVI and raw streams state no presentation times, and FFmpeg's guesses are out of order for reordered pictures. Files
+# that were cut, joined or damaged lack some.
 
 FINER = 1000  # interpolated times are rounded to this fraction of a tick
 Ticks = Sequence[int | None]
@@ -305,7 +306,7 @@ def _by_decode_times(stated: StatedTimes) -> np.ndarray | None:
     if sent is None or len(sent) < 2:
         return None
     times: np.ndarray | None = sent[held_back if held_back < count else 0 :]
-    if len(sent) != count:  # some packets show nothing
+    if len(sent) != count:  # some packets have no frame
         times = _increasing([time for time in stated.let_out if time is not None])
     if times is None or len(times) < 1:
         return None

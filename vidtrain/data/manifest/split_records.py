@@ -28,7 +28,7 @@ MOST_LOOKED_AT = 200_000
 LOOKING = 16  # threads: storage is what limits the speed
 AT_A_TIME = 1_000
 IMAGES_LOOKED_AT = 8  # of a folder
-GONE, NOT_LOOKED_AT = -1, -2  # in place of a size
+GONE, NOT_LOOKED_AT = -1, -2  # stored instead of a size
 OPTIONAL = ("label_offsets", "all_labels", "starts", "ends", "sources")
 # The largest allowed ratio of a record's size in memory to its size on disk, except for small ones
 MOST_GROWTH, SMALL = 50, 1 << 28
@@ -159,7 +159,7 @@ def _spread(values: list[T], most: int) -> list[T]:
     return values[:: max(1, -(-len(values) // most))]
 
 
-# --- what differs between two records of a split ------------------------------------------------------------
+# --- differences between two records of a split -------------------------------------------------------------
 
 # (path, bytes, earlier time): whether the content is the same, if known
 Same = Callable[[str, int, int], bool | None]

@@ -329,7 +329,7 @@ def _warn_of_shared_groups(first: str, second: str, manifests: Mapping[str, Mani
     logger.warning(message, len(shared), first, counts[0], second, counts[1], shared[0])
 
 
-# --- what there is in splits --------------------------------------------------------------------------------
+# --- statistics of splits ---------------------------------------------------------------------------------
 
 
 def split_rows(pool: Manifest, splits: Mapping[str, Manifest]) -> list[tuple[str, int, str, int, int, str]]:

@@ -246,5 +246,5 @@ def _over_all(place: Place, protocol: ClipProtocol, rng: np.random.Generator | N
     return (segments * below + above) * frames // (protocol.frames * below)
 
 
-FIXED = published.SAMPLINGS  # which nothing here may move
+FIXED = published.SAMPLINGS  # their indices must not be jittered
 SAMPLINGS = {"dense": _dense, "uniform": _uniform, **FIXED}

@@ -33,7 +33,7 @@ X264 = {"crf": "20", "preset": "veryfast", "threads": "1", "mbtree": "0"}
 MARKER = "dataset.json"
 # Stored in the marker; increase it when the same parameters give other videos
 RECIPE = 1
-UNIT = 80  # pixels of the frame that lengths of scenes are given for; they are scaled to the size that is set
+UNIT = 80  # pixels; lengths in scenes are for frames of this size, and are scaled to `size`
 LEAST = {"train_per_class": 1, "val_per_class": 1, "test_per_class": 0, "frames": 2, "size": 16, "seed": 0}
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Motion:
         return {"recipe": RECIPE, **parameters, "videos": self._count()}
 
     def _make_unless_made(self, root: Path) -> None:
-        if (root / MARKER).is_file():  # by another process, while this one waited for the lock
+        if (root / MARKER).is_file():  # another process made it while this one waited for the lock
             return
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise UserError(f"{root} exists and is no motion dataset (no {MARKER}); choose another root")
@@ -126,7 +126,7 @@ class Motion:
                 folder = root / split_name / name
                 folder.mkdir(parents=True)
                 videos |= {(split, label, n): folder / f"{name}_{n:03d}.mp4" for n in range(count)}
-        # numpy and x264 let go of the interpreter, so threads are enough
+        # numpy and x264 release the GIL, so threads are enough
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             list(pool.map(write, videos.keys(), videos.values()))  # raises the exceptions of threads
 
@@ -151,7 +151,7 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-# --- what the videos show: moving shapes on varied backgrounds; time runs from -1/2 to 1/2 ------------------
+# --- the scenes: moving shapes on varied backgrounds; time runs from -1/2 to 1/2 ------------------
 
 Draws = np.random.Generator
 
@@ -169,7 +169,7 @@ class Track:
 def _move_right(rng: Draws, time: np.ndarray) -> Track:
     """A crossing of the frame at constant speed."""
     travel = rng.uniform(26, 46)
-    room = (60 - travel) / 2  # keeps the center 10 from the border
+    room = (60 - travel) / 2  # keeps the center 10 pixels away from the border
     along = 40 + rng.uniform(-room, room) + travel * time
     across = rng.uniform(20, 60) + rng.uniform(-6, 6) * time
     return Track(along, across, np.full_like(time, rng.uniform(7, 11)))
