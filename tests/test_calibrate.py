@@ -156,12 +156,12 @@ def test_predict_and_exported_files_give_the_same_probabilities(run, place, vide
                 assert a["probability"] == pytest.approx(b["probability"], abs=1e-5)
     # the graph itself
     clips = torch.randint(0, 256, (3, 2, 3, 8, 16, 16), dtype=torch.uint8)
-    logits, chances = OnnxClassifier(run / "export/model.onnx", fusion="").run(clips)
+    logits, probabilities = OnnxClassifier(run / "export/model.onnx", fusion="").run(clips)
     expected = (logits.softmax(dim=-1).mean(dim=1).log() * scale).softmax(dim=-1)
-    torch.testing.assert_close(chances, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
     program("export", run, "formats=[onnx]", "card=false", "calibrated=false", f"out={run}/plain")
-    logits, chances = OnnxClassifier(run / "plain/model.onnx", fusion="").run(clips)
-    torch.testing.assert_close(chances, logits.softmax(dim=-1).mean(dim=1), atol=1e-5, rtol=0)
+    logits, probabilities = OnnxClassifier(run / "plain/model.onnx", fusion="").run(clips)
+    torch.testing.assert_close(probabilities, logits.softmax(dim=-1).mean(dim=1), atol=1e-5, rtol=0)
 
 
 def test_answers_are_those_that_pass(run, place, videos):
@@ -209,11 +209,13 @@ def test_videos_of_several_labels(tmp_path, capsys):
         record["scaling"],
     )
     for own, plain in zip(calibrated["videos"], raw["videos"], strict=True):
-        chances, before = ({row["class"]: row["probability"] for row in of["top"]} for of in (own, plain))
-        for name, chance in chances.items():
+        probabilities, before = ({row["class"]: row["probability"] for row in of["top"]} for of in (own, plain))
+        for name, chance in probabilities.items():
             logit = np.log(before[name] / (1 - before[name])) * scale["scale"][0]
             assert chance == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
-        assert set(own["answer"]) >= {name for name, chance in chances.items() if chance > thresholds[name] + 1e-6}
+        assert set(own["answer"]) >= {
+            name for name, chance in probabilities.items() if chance > thresholds[name] + 1e-6
+        }
     program("export", run, "formats=[onnx]", "card=false")  # compared with PyTorch
     with pytest.raises(UserError, match="set_coverage= is of sets that hold the one class"):
         program("calibrate", run, "set_coverage=0.8")

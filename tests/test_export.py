@@ -138,8 +138,8 @@ def test_the_program_exports_a_runs_best_checkpoint_and_makes_its_card(run, tmp_
     exported = torch.export.load(tmp_path / "model.pt2", extra_files=extra)
     assert json.loads(extra["card.json"])["classes"][0] == "appear"
     clips = torch.zeros(3, 1, 3, 8, 16, 16, dtype=torch.uint8)
-    logits, chances = exported.module()(clips)
-    assert tuple(logits.shape) == (3, 1, 10) and chances.sum(dim=-1).tolist() == pytest.approx([1, 1, 1])
+    logits, probabilities = exported.module()(clips)
+    assert tuple(logits.shape) == (3, 1, 10) and probabilities.sum(dim=-1).tolist() == pytest.approx([1, 1, 1])
 
 
 def test_metrics_are_stated_of_the_checkpoint_that_they_were_measured_of(run, tmp_path):

@@ -298,8 +298,8 @@ def test_windows_tell_what_happens_when(run, long_video, tmp_path):
     assert list(rows[0]) == ["start_s", "end_s", "top1", "p1", "top2", "p2"]
     numbers = np.load(tmp_path / "long/logits.npz")
     assert numbers["clip_logits"].shape == (10, 1, 10)
-    chances = torch.from_numpy(numbers["logits"]).softmax(dim=-1)
-    assert [float(row["p1"]) for row in rows] == pytest.approx(chances.max(dim=1).values.tolist(), abs=1e-6)
+    probabilities = torch.from_numpy(numbers["logits"]).softmax(dim=-1)
+    assert [float(row["p1"]) for row in rows] == pytest.approx(probabilities.max(dim=1).values.tolist(), abs=1e-6)
     segments = rows_of(tmp_path / "long/segments.csv")
     assert float(segments[0]["start_s"]) == 0.0 and float(segments[-1]["end_s"]) == 5.12
     for before, after in zip(segments, segments[1:], strict=False):

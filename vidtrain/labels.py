@@ -55,7 +55,7 @@ def errors(cfg: LabelsConfig) -> None:
     rows = whole.of_split(cfg.split)
     embeddings = whole.take(rows)
     out = output_folder(cfg, "label_errors")
-    suspects, chances = find_suspects(embeddings, cfg.folds, cfg.rank_by)
+    suspects, probabilities = find_suspects(embeddings, cfg.folds, cfg.rank_by)
     if embeddings.encoder["learned_from"] is not None:
         console.warn(
             f"the encoder was trained on labels, in {embeddings.encoder['learned_from']}: wrong ones that it has "
@@ -64,7 +64,7 @@ def errors(cfg: LabelsConfig) -> None:
     table = suspect_rows(embeddings, suspects)
     write_text_atomic(out / "suspects.csv", csv_text(table))
     with replacing_path(out / "probabilities.npz") as temporary, open(temporary, "wb") as file:
-        np.savez(file, probabilities=chances, paths=embeddings.paths, classes=embeddings.classes)
+        np.savez(file, probabilities=probabilities, paths=embeddings.paths, classes=embeddings.classes)
     page = out / "report.html"
     pictures = picture_folder(cfg.embeddings)
     html = partial(correcting_page, embeddings, suspects, rows, pictures, cfg.shown, cfg.folds)

@@ -30,12 +30,12 @@ def main(named: str) -> None:
         labels = embeddings.labels.copy()
         labels[flipped] = (labels[flipped] + rng.integers(1, classes, flipped.sum())) % classes
         started = time.perf_counter()
-        suspects, chances = find_suspects(replace(embeddings, labels=labels), FOLDS, "self_confidence")
+        suspects, probabilities = find_suspects(replace(embeddings, labels=labels), FOLDS, "self_confidence")
         seconds.append(time.perf_counter() - started)
         for name, score in SCORES.items():
-            values = score(chances, labels)
+            values = score(probabilities, labels)
             ours[name].append(average_precision_score(flipped, -values))
-            quality = get_label_quality_scores(labels, chances, method=name)
+            quality = get_label_quality_scores(labels, probabilities, method=name)
             theirs[name].append(average_precision_score(flipped, -quality))
             first = np.argsort(values, kind="stable")[: int(LOOKED_AT * count)]
             recalls[name].append(flipped[first].sum() / flipped.sum())

@@ -24,33 +24,35 @@ def noisy(seed, count=500, classes=6):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
     logits = rng.normal(size=(count, classes)) + 3 * np.eye(classes)[np.where(rng.random(count) < 0.2, 0, labels)]
-    chances = np.exp(logits)
-    return chances / chances.sum(axis=1, keepdims=True), labels
+    probabilities = np.exp(logits)
+    return probabilities / probabilities.sum(axis=1, keepdims=True), labels
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_scores_and_joint_are_those_of_cleanlab(seed):
     rank = pytest.importorskip("cleanlab.rank")
     count = pytest.importorskip("cleanlab.count")
-    chances, labels = noisy(seed)
+    probabilities, labels = noisy(seed)
     assert (
-        np.abs(self_confidence(chances, labels) - rank.get_self_confidence_for_each_label(labels, chances)).max()
+        np.abs(
+            self_confidence(probabilities, labels) - rank.get_self_confidence_for_each_label(labels, probabilities)
+        ).max()
         < 1e-12
     )
-    theirs = rank.get_normalized_margin_for_each_label(labels, chances)
-    assert np.abs((normalized_margin(chances, labels) + 1) / 2 - theirs).max() < 1e-12
-    joint = confident_joint(chances, labels)
-    assert np.array_equal(joint, count.compute_confident_joint(labels, chances, calibrate=False))
+    theirs = rank.get_normalized_margin_for_each_label(labels, probabilities)
+    assert np.abs((normalized_margin(probabilities, labels) + 1) / 2 - theirs).max() < 1e-12
+    joint = confident_joint(probabilities, labels)
+    assert np.array_equal(joint, count.compute_confident_joint(labels, probabilities, calibrate=False))
 
 
 def test_literal_cases():
-    chances = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     labels = np.array([0, 1, 1, 0])
-    assert self_confidence(chances, labels).tolist() == [0.9, 0.8, 0.4, 0.3]
-    assert normalized_margin(chances, labels) == pytest.approx([0.8, 0.6, -0.2, -0.4])
+    assert self_confidence(probabilities, labels).tolist() == [0.9, 0.8, 0.4, 0.3]
+    assert normalized_margin(probabilities, labels) == pytest.approx([0.8, 0.6, -0.2, -0.4])
     # both thresholds are 0.6: class 0 of (0.9 + 0.3) / 2, class 1 of (0.8 + 0.4) / 2
-    assert confident_joint(chances, labels).tolist() == [[1, 1], [1, 1]]
-    assert doubt_by_margin(chances) == pytest.approx([0.2, 0.4, 0.8, 0.6])
+    assert confident_joint(probabilities, labels).tolist() == [[1, 1], [1, 1]]
+    assert doubt_by_margin(probabilities) == pytest.approx([0.2, 0.4, 0.8, 0.6])
     assert doubt_by_entropy(np.array([[1.0, 0.0], [0.5, 0.5]])) == pytest.approx([0, np.log(2)])
 
 
@@ -59,22 +61,22 @@ def test_planted_errors_come_first():
     wrong = np.arange(0, 240, 12)
     labels = embeddings.labels.copy()
     labels[wrong] = (labels[wrong] + 1) % 3
-    suspects, chances = find_suspects(replace(embeddings, labels=labels), 5, "self_confidence")
+    suspects, probabilities = find_suspects(replace(embeddings, labels=labels), 5, "self_confidence")
     assert np.isin(suspects.rows[: len(wrong)], wrong).mean() > 0.9
     right = (
         suspects.others[np.isin(suspects.rows, wrong)]
         == embeddings.labels[suspects.rows[np.isin(suspects.rows, wrong)]]
     )
     assert right.mean() > 0.9
-    assert abs(suspects.estimate - len(wrong)) < 8 and np.allclose(chances.sum(axis=1), 1)
+    assert abs(suspects.estimate - len(wrong)) < 8 and np.allclose(probabilities.sum(axis=1), 1)
     assert (np.diff(suspects.score) >= 0).all() and suspects.likely[:10].all()
-    assert suspects.accuracy == (chances.argmax(axis=1) == labels).mean()
+    assert suspects.accuracy == (probabilities.argmax(axis=1) == labels).mean()
 
 
 def test_a_class_that_no_video_has_gets_nothing():
     embeddings = replace(made(), classes=np.array(["a", "unused", "b", "c"]), labels=np.array([0, 2, 3])[made().labels])
-    suspects, chances = find_suspects(embeddings, 5, "normalized_margin")
-    assert (chances[:, 1] == 0).all() and 1 not in suspects.others
+    suspects, probabilities = find_suspects(embeddings, 5, "normalized_margin")
+    assert (probabilities[:, 1] == 0).all() and 1 not in suspects.others
 
 
 def test_what_cannot_be_ranked_is_refused():

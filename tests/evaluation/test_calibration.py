@@ -80,8 +80,8 @@ def test_calibration_errors_are_those_of_torchmetrics(seed):
     logits, labels = drawn(seed, v=1000 + seed, k=3 + seed)
     costs = outcomes(logits, labels, independent=False)
     ours = calibration_error(costs.confidence, costs.right, equal_width(costs.confidence))
-    chances = logits.double().softmax(dim=1)
-    theirs = multiclass_calibration_error(chances, labels, num_classes=3 + seed, n_bins=15)
+    probabilities = logits.double().softmax(dim=1)
+    theirs = multiclass_calibration_error(probabilities, labels, num_classes=3 + seed, n_bins=15)
     assert ours == pytest.approx(float(theirs), abs=1e-6)
     logits, labels = drawn(seed, several=True)
     costs = outcomes(logits, labels, independent=True)
@@ -125,10 +125,10 @@ def test_intervals_hold_the_costs_and_groups_make_them_wider():
 def test_chance_is_what_a_calibrated_model_has():
     rng = np.random.default_rng(0)
     logits, _ = drawn(2, v=500)
-    chances = logits.double().softmax(dim=1)
+    probabilities = logits.double().softmax(dim=1)
     errors = []
     for _ in range(200):
-        labels = torch.from_numpy((chances.cumsum(dim=1).numpy() < rng.random((500, 1))).sum(axis=1)).clamp(max=6)
+        labels = torch.from_numpy((probabilities.cumsum(dim=1).numpy() < rng.random((500, 1))).sum(axis=1)).clamp(max=6)
         costs = outcomes(logits, labels, independent=False)
         errors.append(calibration_error(costs.confidence, costs.right, equal_width(costs.confidence)))
     assert reliability([costs], None)[0]["chance"] == pytest.approx(np.mean(errors), rel=0.1)

@@ -54,8 +54,8 @@ def test_against_the_definition():
     assert metrics["map"] == pytest.approx(sum(expected) / 9, abs=1e-6)
     micro = plain_average_precision(logits.flatten().tolist(), labels.flatten().tolist())
     assert metrics["map_micro"] == pytest.approx(micro, abs=1e-6)
-    chances = logits.double().sigmoid()
-    loss = -(labels * chances.log() + (1 - labels) * (1 - chances).log()).mean()
+    probabilities = logits.double().sigmoid()
+    loss = -(labels * probabilities.log() + (1 - labels) * (1 - probabilities).log()).mean()
     assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-9)
 
 

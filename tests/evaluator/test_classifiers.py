@@ -26,15 +26,15 @@ def blobs(videos: int, seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndar
 def test_what_is_far_apart_is_told_apart(classifier):
     vectors, targets = blobs(60, 0)
     others, answers = blobs(30, 1)
-    chances = classifier(vectors, targets, np.arange(60), False)(others)
-    assert np.array_equal(chances.argmax(axis=1), answers.argmax(axis=1))
-    assert np.allclose(chances.sum(axis=1), 1)
+    probabilities = classifier(vectors, targets, np.arange(60), False)(others)
+    assert np.array_equal(probabilities.argmax(axis=1), answers.argmax(axis=1))
+    assert np.allclose(probabilities.sum(axis=1), 1)
 
 
 def test_majority_gives_the_shares_of_training():
     targets = np.eye(2)[[0, 0, 0, 1]]
-    chances = majority(np.zeros((4, 1)), targets, np.arange(4), False)(np.zeros((2, 1)))
-    assert chances.tolist() == [[0.75, 0.25]] * 2
+    probabilities = majority(np.zeros((4, 1)), targets, np.arange(4), False)(np.zeros((2, 1)))
+    assert probabilities.tolist() == [[0.75, 0.25]] * 2
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
@@ -42,17 +42,17 @@ def test_several_labels_are_judged_each_by_itself(classifier):
     vectors, targets = blobs(60, 0)
     both = np.concatenate([targets, targets[:, :1], np.ones((60, 1))], axis=1)  # one twice, one always there
     others, answers = blobs(30, 1)
-    chances = classifier(vectors, both, np.arange(60), True)(others)
-    assert np.array_equal(chances[:, :4] > 0.5, np.concatenate([answers, answers[:, :1]], axis=1) > 0.5)
-    assert (chances[:, 4] > 0.5).all()
+    probabilities = classifier(vectors, both, np.arange(60), True)(others)
+    assert np.array_equal(probabilities[:, :4] > 0.5, np.concatenate([answers, answers[:, :1]], axis=1) > 0.5)
+    assert (probabilities[:, 4] > 0.5).all()
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
 def test_a_class_without_training_videos_gets_next_to_nothing(classifier):
     vectors, targets = blobs(30, 0)
     wider = np.concatenate([targets, np.zeros((30, 1))], axis=1)
-    chances = classifier(vectors, wider, np.arange(30), False)(vectors)
-    assert chances.shape == (30, 4) and (chances[:, 3] < 0.15).all()
+    probabilities = classifier(vectors, wider, np.arange(30), False)(vectors)
+    assert probabilities.shape == (30, 4) and (probabilities[:, 3] < 0.15).all()
 
 
 def test_settings_are_chosen_on_videos_of_other_groups():
@@ -70,7 +70,7 @@ def test_settings_are_chosen_on_videos_of_other_groups():
     assert select(fit, vectors, targets, np.zeros(6), (0.2, 0.9), 0.1, False) == 0.1
 
 
-def test_logits_give_the_chances_back():
-    chances = np.array([[0.7, 0.2, 0.1], [1.0, 0.0, 0.0]])
-    assert np.allclose(softmax(logits(chances, False), axis=1), chances, atol=1e-5)
-    assert np.allclose(expit(logits(chances, True)), chances, atol=1e-5)
+def test_logits_give_the_probabilities_back():
+    probabilities = np.array([[0.7, 0.2, 0.1], [1.0, 0.0, 0.0]])
+    assert np.allclose(softmax(logits(probabilities, False), axis=1), probabilities, atol=1e-5)
+    assert np.allclose(expit(logits(probabilities, True)), probabilities, atol=1e-5)

@@ -18,42 +18,42 @@ from vidtrain.evaluator.calibration import (
 def test_thresholds_by_hand():
     """Answers for class 0, the surest first: right, right, wrong, right; of 5 videos one went to class 1."""
     first = np.array([0.9, 0.8, 0.7, 0.6, 0.2])
-    chances, labels = np.stack([first, 1 - first], axis=1), np.array([0, 0, 1, 0, 0])
-    found = thresholds(chances, labels, "precision", 0.75)
+    probabilities, labels = np.stack([first, 1 - first], axis=1), np.array([0, 0, 1, 0, 0])
+    found = thresholds(probabilities, labels, "precision", 0.75)
     assert found.values.tolist() == [0.6, np.inf]  # 3 of 4 are 0.75, though 2 of 3 are not
     assert (found.answers[0], found.hits[0], found.support[0]) == (4, 3, 4)
     assert found.bound[0] == pytest.approx(binomtest(3, 4).proportion_ci(0.9).low) and found.bound[1] == 0
-    assert thresholds(chances, labels, "precision", 0.8).values[0] == 0.8
-    recall = thresholds(chances, labels, "recall", 0.5)
+    assert thresholds(probabilities, labels, "precision", 0.8).values[0] == 0.8
+    recall = thresholds(probabilities, labels, "recall", 0.5)
     assert recall.values.tolist() == [0.8, np.inf] and recall.answers[0] == 2
     assert recall.bound[0] == pytest.approx(binomtest(2, 4).proportion_ci(0.9).low)
-    assert thresholds(chances, labels, "recall", 0.9).values[0] == np.inf  # 3 of 4 is all there is
+    assert thresholds(probabilities, labels, "recall", 0.9).values[0] == np.inf  # 3 of 4 is all there is
 
 
 def test_equal_probabilities_stand_together():
-    chances, labels = np.array([[0.9, 0.1], [0.8, 0.2], [0.8, 0.2]]), np.array([0, 0, 1])
-    assert thresholds(chances, labels, "precision", 0.9).values[0] == 0.9
-    assert thresholds(chances, labels[[0, 2, 1]], "precision", 0.9).values[0] == 0.9
+    probabilities, labels = np.array([[0.9, 0.1], [0.8, 0.2], [0.8, 0.2]]), np.array([0, 0, 1])
+    assert thresholds(probabilities, labels, "precision", 0.9).values[0] == 0.9
+    assert thresholds(probabilities, labels[[0, 2, 1]], "precision", 0.9).values[0] == 0.9
 
 
 def test_thresholds_of_several_labels():
-    chances = np.array([[0.9, 0.4], [0.6, 0.6], [0.3, 0.8]])
+    probabilities = np.array([[0.9, 0.4], [0.6, 0.6], [0.3, 0.8]])
     labels = np.array([[1, 0], [0, 1], [1, 1]])
-    found = thresholds(chances, labels, "recall", 1.0 - 1e-9)
+    found = thresholds(probabilities, labels, "recall", 1.0 - 1e-9)
     assert found.values.tolist() == [0.3, 0.6] and found.hits.tolist() == [2, 2]
-    assert thresholds(chances, labels, "precision", 0.6).values.tolist() == [0.3, 0.4]
+    assert thresholds(probabilities, labels, "precision", 0.6).values.tolist() == [0.3, 0.4]
 
 
 def test_a_class_without_videos():
-    chances = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]])
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]])
     with pytest.raises(UserError, match="min_recall=0.9: there is no video of 1 of 3 classes, such as number 2"):
-        thresholds(chances, np.array([0, 1]), "recall", 0.9)
-    found = thresholds(chances, np.array([0, 1]), "precision", 0.9)
+        thresholds(probabilities, np.array([0, 1]), "recall", 0.9)
+    found = thresholds(probabilities, np.array([0, 1]), "precision", 0.9)
     assert found.values.tolist() == [0.9, 0.8, np.inf]
     with pytest.raises(
         UserError, match="set_coverage=0.5 needs 1 videos of every class with by_class=true: 1 have fewer"
     ):
-        least_probabilities(chances, np.array([0, 1]), 0.5, by_class=True)
+        least_probabilities(probabilities, np.array([0, 1]), 0.5, by_class=True)
 
 
 def test_the_lower_bound_is_scipys():
@@ -82,10 +82,10 @@ def test_equally_confident_answers_come_in_any_order():
 
 def test_how_many_videos_sets_take():
     assert [least_videos(coverage) for coverage in (0.5, 0.8, 0.9, 0.95, 0.99)] == [1, 4, 9, 19, 99]
-    chances = np.linspace(0.1, 0.9, 9)
-    assert least_probability(chances, 0.9) == 0.1 and least_probability(chances, 0.5) == pytest.approx(0.5)
+    probabilities = np.linspace(0.1, 0.9, 9)
+    assert least_probability(probabilities, 0.9) == 0.1 and least_probability(probabilities, 0.5) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="8 videos are fewer than the 9 that a coverage of 0.9 takes"):
-        least_probability(chances[:8], 0.9)
+        least_probability(probabilities[:8], 0.9)
     with pytest.raises(UserError, match="set_coverage=0.9 needs 9 videos of val, which has 8"):
         least_probabilities(np.eye(8), np.arange(8), 0.9, by_class=False)
 
@@ -99,9 +99,9 @@ def test_sets_cover_as_often_as_they_are_to(by_class):
         labels = rng.integers(k, size=n + m)
         logits = rng.normal(size=(n + m, k)) * 1.5
         logits[np.arange(n + m), labels] += 1.0 + labels  # classes are not equally hard
-        chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        least = np.array(least_probabilities(chances[:n], labels[:n], wanted, by_class))
-        sets = chances[n:] >= least
+        probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        least = np.array(least_probabilities(probabilities[:n], labels[:n], wanted, by_class))
+        sets = probabilities[n:] >= least
         held = sets[np.arange(m), labels[n:]]
         own = labels[n:] == 0 if by_class else slice(None)
         covered.append((held[own].sum(), len(held[own]), (labels[:n] == 0).sum() if by_class else n))

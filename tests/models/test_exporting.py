@@ -138,20 +138,20 @@ def test_graphs_compute_what_the_model_does_for_any_number_of_videos_and_views(k
     assert difference(program_runner(tmp_path / "model.pt2"), expected).relative < 1e-6
 
     # the same without anything of the exporter: normalized by hand, fused by the evaluation
-    clips, logits, chances = expected[2]
+    clips, logits, probabilities = expected[2]
     mean, std = (torch.tensor(each).view(3, 1, 1, 1) for each in (MEAN, STD))
     with torch.no_grad():
         own = model((clips / 255 - mean) / std)
     torch.testing.assert_close(logits, own)
-    torch.testing.assert_close(chances, fuse(own, model.fusion).softmax(dim=-1))
+    torch.testing.assert_close(probabilities, fuse(own, model.fusion).softmax(dim=-1))
     assert tuple(logits.shape) == (2, 1 if model.fusion == "joint" else 2, 5)
 
 
 def test_probabilities_of_independent_classes_are_those_of_their_fused_logits():
     logits = 3 * torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
     for fusion in ("mean_logits", "mean_probs", "joint"):
-        for independent, chances in ((False, partial(torch.softmax, dim=-1)), (True, torch.sigmoid)):
-            expected = chances(fuse(logits, fusion, independent))
+        for independent, to_probabilities in ((False, partial(torch.softmax, dim=-1)), (True, torch.sigmoid)):
+            expected = to_probabilities(fuse(logits, fusion, independent))
             torch.testing.assert_close(probabilities(logits, fusion, independent), expected)
 
 

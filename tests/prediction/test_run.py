@@ -64,7 +64,7 @@ def test_windows_that_could_not_be_read_are_rows_of_nothing():
     found = _joined(Plan("a", chunks, 5.2), parts, one)
     assert found.starts.tolist() == [0.0, 1.0, 2.0, 3.0, 3.5]
     assert found.ends.tolist() == [2.0, 3.0, 4.0, 5.0, 5.2]
-    known = torch.from_numpy(found.chances).isnan().any(dim=1)
+    known = torch.from_numpy(found.probabilities).isnan().any(dim=1)
     assert known.tolist() == [False, False, True, True, False]
     assert found.clip_logits[4, 0].tolist() == [10.0, 11.0, 12.0, 13.0, 14.0] and found.heat is None
 

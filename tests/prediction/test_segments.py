@@ -4,7 +4,7 @@ import pytest
 from vidtrain.prediction.run import Segment, segments, smoothed, window_edges
 
 
-def chances(*answers, sure=0.8, classes=3):
+def probabilities(*answers, sure=0.8, classes=3):
     rows = np.full((len(answers), classes), (1 - sure) / (classes - 1))
     rows[np.arange(len(answers)), answers] = sure
     return rows
@@ -17,7 +17,7 @@ def test_a_window_has_the_time_up_to_halfway_to_its_neighbors():
 
 
 def test_adjacent_windows_of_one_class_are_one_segment():
-    rows = chances(1, 1, 0, 1)
+    rows = probabilities(1, 1, 0, 1)
     rows[1] = [0.3, 0.6, 0.1]
     found = segments(rows, np.arange(5.0), 0.0, independent=False)
     assert [each[:3] for each in found] == [(0.0, 2.0, 1), (2.0, 3.0, 0), (3.0, 4.0, 1)]
@@ -40,7 +40,7 @@ def test_classes_that_are_judged_alone_may_overlap():
 
 
 def test_what_could_not_be_read_has_no_answer():
-    rows = chances(2, 2, 2)
+    rows = probabilities(2, 2, 2)
     rows[1] = np.nan
     for independent in (False, True):
         found = segments(rows, np.arange(4.0), 0.0 if not independent else 0.5, independent)
@@ -55,7 +55,7 @@ def test_smoothing_is_a_mean_over_neighbors_that_were_read():
 
 
 def test_smoothing_takes_away_a_single_window():
-    rows = chances(0, 0, 1, 0, 0)
+    rows = probabilities(0, 0, 1, 0, 0)
     assert len(segments(rows, np.arange(6.0), 0.0, False)) == 3
     assert [each[:3] for each in segments(smoothed(rows, 3), np.arange(6.0), 0.0, False)] == [(0.0, 5.0, 0)]
 

@@ -64,8 +64,8 @@ def test_a_sheet_shows_eight_frames_of_a_clip_without_and_with_heat(tmp_path, dr
 def test_a_sheet_and_a_timeline_are_rendered(tmp_path):
     top = [("run", 0.9), ("sit", 0.1)]
     draw_contact_sheet(tmp_path / "a.png", "a", "note", top, GRAY, [(0, 0, 20, 20)], [seen()])
-    edges, chances = np.arange(9002.0), np.full((9001, 2), 0.5)
-    draw_timeline(tmp_path / "t.png", "t", ["a", "b"], edges, chances, [(0, 9001, 0)])
+    edges, probabilities = np.arange(9002.0), np.full((9001, 2), 0.5)
+    draw_timeline(tmp_path / "t.png", "t", ["a", "b"], edges, probabilities, [(0, 9001, 0)])
     assert png_size(tmp_path / "a.png")[0] > 1500 and png_size(tmp_path / "t.png")[0] > 1500
 
 
@@ -81,13 +81,13 @@ def test_without_heat_frames_stand_alone_and_many_clips_are_counted(tmp_path, dr
 
 
 def test_a_timeline_puts_the_longest_answer_first(tmp_path, drawn):
-    chances = np.tile([0.1, 0.2, 0.7, 0.0], (5, 1))
-    chances[3] = [0.0, 0.9, 0.1, 0.0]
-    chances[4] = np.nan
+    probabilities = np.tile([0.1, 0.2, 0.7, 0.0], (5, 1))
+    probabilities[3] = [0.0, 0.9, 0.1, 0.0]
+    probabilities[4] = np.nan
     stretches = [(0, 300, 2), (300, 400, 1)]
-    assert shown_classes(chances, stretches) == [2, 1, 0, 3]
+    assert shown_classes(probabilities, stretches) == [2, 1, 0, 3]
     edges = np.array([0.0, 100, 200, 300, 400, 500])
-    draw_timeline(tmp_path / "t.png", "t", ["a", "b", "c", "d"], edges, chances, stretches)
+    draw_timeline(tmp_path / "t.png", "t", ["a", "b", "c", "d"], edges, probabilities, stretches)
     answers, axes = drawn[0].get_axes()[:2]
     assert [text.get_text() for text in answers.texts] == ["c", "b"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["c", "b", "a", "d"]
@@ -97,10 +97,10 @@ def test_a_timeline_puts_the_longest_answer_first(tmp_path, drawn):
 
 
 def test_a_timeline_shows_twelve_classes_of_many():
-    chances = np.random.default_rng(0).dirichlet(np.ones(400), 50)
-    found = shown_classes(chances, [(0, 1, 399)])
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(400), 50)
+    found = shown_classes(probabilities, [(0, 1, 399)])
     assert len(found) == 12 and found[0] == 399
-    assert found[1] == int(np.delete(chances, 399, 1).mean(axis=0).argmax())
+    assert found[1] == int(np.delete(probabilities, 399, 1).mean(axis=0).argmax())
 
 
 def test_times_are_written_as_people_read_them():

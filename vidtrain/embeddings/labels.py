@@ -30,24 +30,24 @@ class Suspects:
     rows: np.ndarray
     labels: np.ndarray
     others: np.ndarray
-    label_chances: np.ndarray
-    other_chances: np.ndarray
+    label_probabilities: np.ndarray
+    other_probabilities: np.ndarray
     likely: np.ndarray
     score: np.ndarray
     estimate: float
     accuracy: float
 
 
-def self_confidence(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def self_confidence(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The probability of each video's label, float64 [v]."""
-    return chances[np.arange(len(labels)), labels]
+    return probabilities[np.arange(len(labels)), labels]
 
 
-def normalized_margin(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def normalized_margin(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """By how much the probability of each video's label exceeds the greatest of the others, float64 [v]."""
-    others = chances.copy()
+    others = probabilities.copy()
     others[np.arange(len(labels)), labels] = -np.inf
-    return self_confidence(chances, labels) - others.max(axis=1)
+    return self_confidence(probabilities, labels) - others.max(axis=1)
 
 
 SCORES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -56,18 +56,18 @@ SCORES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def confident_classes(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def confident_classes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The confident class of each video [v]: the most probable that reaches its threshold, the mean probability
     of the class in videos labeled with it; -1 where none does."""
-    classes = range(chances.shape[1])
-    thresholds = np.array([chances[labels == k, k].mean() if (labels == k).any() else np.inf for k in classes])
-    reached = np.where(chances >= thresholds - ROUNDING, chances, -1.0)
+    classes = range(probabilities.shape[1])
+    thresholds = np.array([probabilities[labels == k, k].mean() if (labels == k).any() else np.inf for k in classes])
+    reached = np.where(probabilities >= thresholds - ROUNDING, probabilities, -1.0)
     return np.where(reached.max(axis=1) >= 0, reached.argmax(axis=1), -1)
 
 
-def confident_joint(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def confident_joint(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The number of videos with label i and confident class j, int64 [k k]."""
-    confident, count = confident_classes(chances, labels), chances.shape[1]
+    confident, count = confident_classes(probabilities, labels), probabilities.shape[1]
     pairs = labels[confident >= 0] * count + confident[confident >= 0]
     return np.bincount(pairs, minlength=count**2).reshape(count, count)
 
@@ -110,20 +110,20 @@ def find_suspects(embeddings: Embeddings, folds: int, rank_by: str) -> tuple[Sus
     joint = confident_joint(known, numbers).astype(np.float64)
     sums = joint.sum(axis=1)
     shares = np.divide(joint.diagonal(), sums, out=np.ones(len(joint)), where=sums > 0)
-    chances = np.zeros((len(labels), len(classes)))
-    chances[:, present] = known
+    probabilities = np.zeros((len(labels), len(classes)))
+    probabilities[:, present] = known
     suspects = Suspects(
         rows=order,
         labels=labels[order],
         others=present[others.argmax(axis=1)][order],
-        label_chances=self_confidence(known, numbers)[order],
-        other_chances=others.max(axis=1)[order],
+        label_probabilities=self_confidence(known, numbers)[order],
+        other_probabilities=others.max(axis=1)[order],
         likely=((confident >= 0) & (confident != numbers))[order],
         score=score[order],
         estimate=float(((1 - shares) * np.bincount(numbers)).sum()),
         accuracy=float((known.argmax(axis=1) == numbers).mean()),
     )
-    return suspects, chances
+    return suspects, probabilities
 
 
 def check_folds(labels: np.ndarray, groups: np.ndarray, folds: int, names: list[str]) -> None:
@@ -168,21 +168,21 @@ def choose_next(
         raise UserError(f"strategy={strategy} takes labels of two classes or more; k_center looks at no labels")
     groups = np.unique(known.groups, return_inverse=True)[1]
     targets = np.eye(len(present))[numbers]
-    chances = logistic_regression(known.vectors, targets, groups, False)(pool.vectors)
-    doubt = DOUBTS[strategy](chances)
+    probabilities = logistic_regression(known.vectors, targets, groups, False)(pool.vectors)
+    doubt = DOUBTS[strategy](probabilities)
     order = np.argsort(-doubt, kind="stable")[:count]
     return order, doubt[order]
 
 
-def doubt_by_margin(chances: np.ndarray) -> np.ndarray:
+def doubt_by_margin(probabilities: np.ndarray) -> np.ndarray:
     """One less the difference of the two greatest probabilities, float64 [v]."""
-    two = np.sort(chances, axis=1)[:, -2:]
+    two = np.sort(probabilities, axis=1)[:, -2:]
     return 1 - (two[:, 1] - two[:, 0])
 
 
-def doubt_by_entropy(chances: np.ndarray) -> np.ndarray:
+def doubt_by_entropy(probabilities: np.ndarray) -> np.ndarray:
     """The entropy of probabilities [v k] in nats, float64 [v]."""
-    return -(chances * np.log(np.where(chances > 0, chances, 1.0))).sum(axis=1)
+    return -(probabilities * np.log(np.where(probabilities > 0, probabilities, 1.0))).sum(axis=1)
 
 
 DOUBTS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"margin": doubt_by_margin, "entropy": doubt_by_entropy}

@@ -172,8 +172,8 @@ def suspect_rows(embeddings: Embeddings, suspects: Suspects) -> list[tuple[objec
             str(embeddings.paths[row]),
             classes[suspects.labels[place]],
             classes[suspects.others[place]],
-            f"{suspects.label_chances[place]:.6f}",
-            f"{suspects.other_chances[place]:.6f}",
+            f"{suspects.label_probabilities[place]:.6f}",
+            f"{suspects.other_probabilities[place]:.6f}",
             "yes" if suspects.likely[place] else "no",
             f"{suspects.score[place]:.6f}",
         )
@@ -202,7 +202,7 @@ def correcting_page(
             "path": os.path.relpath(os.path.abspath(embeddings.paths[row]), common),
             "label": int(suspects.labels[place]),
             "other": int(suspects.others[place]),
-            "chances": (float(suspects.label_chances[place]), float(suspects.other_chances[place])),
+            "probabilities": (float(suspects.label_probabilities[place]), float(suspects.other_probabilities[place])),
             "likely": bool(suspects.likely[place]),
         }
         for place, row in enumerate(suspects.rows[:shown].tolist())

@@ -70,21 +70,21 @@ class Calibration:
             return None
         return f"calibrated on another protocol, so probabilities are less sure: {fitted['text']}; here {text}"
 
-    def answers(self, chances: np.ndarray, independent: bool) -> list[int] | None:
+    def answers(self, probabilities: np.ndarray, independent: bool) -> list[int] | None:
         """The classes whose probabilities [k] reach their thresholds. With one label a video, this is the most probable
         class or none. Without thresholds, it is the class of a prediction set that holds only one."""
         if self.thresholds is None:
-            classes = self.set_of(chances)
+            classes = self.set_of(probabilities)
             return classes if classes is None or len(classes) == 1 else []
-        likely = np.argsort(-chances, kind="stable")[: None if independent else 1]
-        return [number for number in likely.tolist() if chances[number] >= self.thresholds[number]]
+        likely = np.argsort(-probabilities, kind="stable")[: None if independent else 1]
+        return [number for number in likely.tolist() if probabilities[number] >= self.thresholds[number]]
 
-    def set_of(self, chances: np.ndarray) -> list[int] | None:
+    def set_of(self, probabilities: np.ndarray) -> list[int] | None:
         """The classes of the prediction set, the most probable first."""
         if self.sets is None:
             return None
-        order = np.argsort(-chances, kind="stable")
-        return order[np.broadcast_to(chances >= self.sets, chances.shape)[order]].tolist()
+        order = np.argsort(-probabilities, kind="stable")
+        return order[np.broadcast_to(probabilities >= self.sets, probabilities.shape)[order]].tolist()
 
 
 def _numbers(values: Any, *sizes: int) -> list[float]:

@@ -64,17 +64,17 @@ def _outcomes(logits: Tensor, labels: Tensor, independent: bool) -> tuple[Tensor
     if independent:
         answers = labels.double() if multi_label else F.one_hot(labels, logits.shape[1]).double()
         nll = F.binary_cross_entropy_with_logits(logits, answers, reduction="none").mean(dim=1)
-        chances = logits.sigmoid()
-        brier = (chances - answers).square().mean(dim=1)
+        probabilities = logits.sigmoid()
+        brier = (probabilities - answers).square().mean(dim=1)
     else:
         logs = logits.log_softmax(dim=1)
         nll = -logs.gather(1, labels[:, None])[:, 0]
-        chances = logs.exp()
-        brier = torch.linalg.vecdot(chances, chances) - 2 * (-nll).exp() + 1
+        probabilities = logs.exp()
+        brier = torch.linalg.vecdot(probabilities, probabilities) - 2 * (-nll).exp() + 1
     if multi_label:
-        return nll, brier, chances.flatten(), labels.double().flatten()
+        return nll, brier, probabilities.flatten(), labels.double().flatten()
     first = torch.from_numpy(logits.numpy().argmax(axis=1))  # the first of equal logits, as in `ranking`
-    return nll, brier, chances.gather(1, first[:, None])[:, 0], (first == labels).double()
+    return nll, brier, probabilities.gather(1, first[:, None])[:, 0], (first == labels).double()
 
 
 def equal_width(confidence: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ def errors_by_class(logits: Tensor, labels: Tensor) -> list[float]:
     """The calibration error of each class as a yes-or-no question, in bins of equal width; `labels` [v k] are 0 and
     1."""
     columns = zip(logits.double().sigmoid().T.numpy(), labels.double().T.numpy(), strict=True)
-    return [calibration_error(chances, truth, equal_width(chances)) for chances, truth in columns]
+    return [calibration_error(probabilities, truth, equal_width(probabilities)) for probabilities, truth in columns]
 
 
 BINNINGS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"ece": equal_width, "ece_mass": equal_mass}
@@ -246,14 +246,14 @@ def _slopes(logits: Tensor, labels: Tensor, independent: bool, scale: float, row
         z = logits[part].float()
         if independent:
             answers = labels[part] if labels.ndim == 2 else F.one_hot(labels[part], z.shape[1])
-            chances = (z * scale).sigmoid()
-            first = ((chances - answers) * z).mean(dim=1)
-            second = (chances * (1 - chances) * z * z).mean(dim=1)
+            probabilities = (z * scale).sigmoid()
+            first = ((probabilities - answers) * z).mean(dim=1)
+            second = (probabilities * (1 - probabilities) * z * z).mean(dim=1)
         else:
             z = z - z.gather(1, labels[part][:, None])
-            chances = (z * scale).softmax(dim=1)
-            first = torch.linalg.vecdot(chances, z)
-            second = torch.linalg.vecdot(chances, z.square_()) - first * first
+            probabilities = (z * scale).softmax(dim=1)
+            first = torch.linalg.vecdot(probabilities, z)
+            second = torch.linalg.vecdot(probabilities, z.square_()) - first * first
         columns.append(torch.stack([first, second]))
     return torch.cat(columns, dim=1).double()
 

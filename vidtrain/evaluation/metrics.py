@@ -190,10 +190,10 @@ def average_precision(logits: Tensor, labels: Tensor) -> Tensor:
     from torchmetrics.functional.classification import binary_average_precision
 
     # in double precision a sigmoid keeps the order of logits up to 36
-    chances, truth = logits.double().sigmoid(), labels.long()
+    probabilities, truth = logits.double().sigmoid(), labels.long()
     by_label = torch.full((logits.shape[1],), float("nan"), dtype=torch.float64)
     for k in truth.any(dim=0).nonzero().flatten().tolist():
-        by_label[k] = binary_average_precision(chances[:, k], truth[:, k])
+        by_label[k] = binary_average_precision(probabilities[:, k], truth[:, k])
     return by_label
 
 

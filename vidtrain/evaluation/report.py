@@ -60,21 +60,21 @@ class Report:
 
     @property
     def probabilities(self) -> Tensor:
-        """The probabilities [v k]. With many classes they are large; prefer `ranked_chances` if five classes
+        """The probabilities [v k]. With many classes they are large; prefer `ranked_probabilities` if five classes
         suffice."""
-        return self._chances(self.logits)
+        return self._probabilities(self.logits)
 
     @property
-    def ranked_chances(self) -> Tensor:
+    def ranked_probabilities(self) -> Tensor:
         """The probabilities [v 5] of `ranked`."""
         rows_at_once = parts(*self.logits.shape)
-        return torch.cat([self._chances(self.logits[rows]).gather(1, self.ranked[rows]) for rows in rows_at_once])
+        return torch.cat([self._probabilities(self.logits[rows]).gather(1, self.ranked[rows]) for rows in rows_at_once])
 
-    def chances_of(self, row: int) -> Tensor:
+    def probabilities_of(self, row: int) -> Tensor:
         """The probabilities [k] of one video."""
-        return self._chances(self.logits[row])
+        return self._probabilities(self.logits[row])
 
-    def _chances(self, logits: Tensor) -> Tensor:
+    def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.independent else logits.softmax(dim=-1)
 
 
@@ -188,7 +188,7 @@ def _write_predictions(
     classes: Sequence[str],
     groups: Sequence[str] | Mapping[int, str] | None,
 ) -> None:
-    top, chances = result.ranked, result.ranked_chances
+    top, probabilities = result.ranked, result.ranked_probabilities
     if result.confusion is None:
         labels = [row.nonzero().flatten().tolist() for row in result.table.labels]
         predictions = [row.nonzero().flatten().tolist() for row in result.logits > 0]
@@ -200,7 +200,7 @@ def _write_predictions(
     for row, index in enumerate(result.table.indices.tolist()):
         label, prediction = (";".join(classes[k] for k in column[row]) for column in (labels, predictions))
         names = [classes[k] for k in top[row].tolist()]
-        shares = [f"{p:.6f}" for p in chances[row].tolist()]
+        shares = [f"{p:.6f}" for p in probabilities[row].tolist()]
         pairs = [cell for pair in zip(names, shares, strict=True) for cell in pair]
         group = [] if groups is None else [groups[index]]
         rows.append([paths[index], label, prediction, int(labels[row] == predictions[row]), *pairs, *group])

@@ -177,8 +177,8 @@ def vote(clip_logits: Tensor, independent: bool = False) -> Tensor:
     n, num_classes = views.shape[1:]
     first = views.sort(dim=-1, descending=True, stable=True).indices[..., 0]
     votes = F.one_hot(first, num_classes).sum(dim=1)
-    chances = views.sigmoid() if independent else views.softmax(dim=-1)
-    shares = (votes + chances.mean(dim=1)) / (n + 1)
+    probabilities = views.sigmoid() if independent else views.softmax(dim=-1)
+    shares = (votes + probabilities.mean(dim=1)) / (n + 1)
     # keeps logarithms finite where a probability was rounded to 0 or 1
     return shares.logit(eps=1e-15) if independent else shares.clamp_min(1e-300).log()
 
@@ -216,7 +216,7 @@ def probabilities(
 ) -> Tensor:
     """Clip logits [b n k] -> probabilities [b k] of videos. They equal those of `fuse`, but use only operations that an
     exported graph supports for any n. `scaling` is (scale, bias) of the fused logits, each [1] or [k]."""
-    chances = torch.sigmoid if independent else partial(torch.softmax, dim=-1)
+    to_probabilities = torch.sigmoid if independent else partial(torch.softmax, dim=-1)
     if scaling is not None:
         views = clip_logits.float()
         if fusion == "mean_logits":
@@ -227,7 +227,7 @@ def probabilities(
             fused = views.log_softmax(dim=-1).logsumexp(dim=1)
             fused = fused - fused.logsumexp(dim=-1, keepdim=True)
         scale, bias = scaling
-        return chances(fused * scale + bias)
+        return to_probabilities(fused * scale + bias)
     if fusion == "mean_logits":
-        return chances(clip_logits.float().mean(dim=1))
-    return chances(clip_logits.float()).mean(dim=1)
+        return to_probabilities(clip_logits.float().mean(dim=1))
+    return to_probabilities(clip_logits.float()).mean(dim=1)

@@ -144,11 +144,11 @@ class Described:
     targets: np.ndarray
     table: ViewTable  # without logits
 
-    def answered(self, chances: np.ndarray, several: bool) -> ViewTable:
+    def answered(self, probabilities: np.ndarray, several: bool) -> ViewTable:
         """The table with these probabilities [v k] as the answers of one view."""
         from vidtrain.evaluator.classifiers import logits
 
-        answers = torch.from_numpy(logits(chances, several))[:, None]
+        answers = torch.from_numpy(logits(probabilities, several))[:, None]
         return ViewTable(self.table.indices, self.table.labels, answers, self.table.missing, self.table.total)
 
 

@@ -79,7 +79,7 @@ def calibrate_views(
         )
     own, scaled = outcomes(logits, table.labels, independent), outcomes(held_out, table.labels, independent)
     before, after = reliability([own, scaled], groups)
-    chances = (held_out.sigmoid() if independent else held_out.softmax(dim=1)).numpy()
+    probabilities = (held_out.sigmoid() if independent else held_out.softmax(dim=1)).numpy()
     return {
         "format": FORMAT,
         **{key: about["identity"][key] for key in ("checkpoint", "weights")},
@@ -98,8 +98,8 @@ def calibrate_views(
         "before": before,
         "after": after,
         "curve": None if several else _curve(scaled.confidence, scaled.right),
-        "thresholds": _thresholds(chances, table.labels.numpy(), classes, wanted),
-        "sets": _sets(chances, table.labels.numpy(), wanted),
+        "thresholds": _thresholds(probabilities, table.labels.numpy(), classes, wanted),
+        "sets": _sets(probabilities, table.labels.numpy(), wanted),
     }
 
 
@@ -118,11 +118,13 @@ def _curve(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     return {"aurc": aurc, "coverage": coverage[places].tolist(), "risk": risk[places].tolist()}
 
 
-def _thresholds(chances: np.ndarray, labels: np.ndarray, classes: list[str], wanted: Wanted) -> dict[str, Any] | None:
+def _thresholds(
+    probabilities: np.ndarray, labels: np.ndarray, classes: list[str], wanted: Wanted
+) -> dict[str, Any] | None:
     if wanted.threshold is None:
         return None
     kind, share = wanted.threshold
-    result = thresholds(chances, labels, kind, share)
+    result = thresholds(probabilities, labels, kind, share)
     rows = [
         {
             "class": name,
@@ -137,11 +139,11 @@ def _thresholds(chances: np.ndarray, labels: np.ndarray, classes: list[str], wan
     return {"wanted": kind, "share": share, "classes": rows}
 
 
-def _sets(chances: np.ndarray, labels: np.ndarray, wanted: Wanted) -> dict[str, Any] | None:
+def _sets(probabilities: np.ndarray, labels: np.ndarray, wanted: Wanted) -> dict[str, Any] | None:
     if wanted.coverage is None:
         return None
-    least = least_probabilities(chances, labels, wanted.coverage, wanted.by_class)
-    sizes = np.bincount((chances >= np.array(least)).sum(axis=1))
+    least = least_probabilities(probabilities, labels, wanted.coverage, wanted.by_class)
+    sizes = np.bincount((probabilities >= np.array(least)).sum(axis=1))
     return {"coverage": wanted.coverage, "by_class": wanted.by_class, "least": least, "sizes": sizes.tolist()}
 
 
@@ -175,23 +177,24 @@ class Thresholds:
     bound: np.ndarray
 
 
-def thresholds(chances: np.ndarray, labels: np.ndarray, wanted: str, share: float) -> Thresholds:
+def thresholds(probabilities: np.ndarray, labels: np.ndarray, wanted: str, share: float) -> Thresholds:
     """For each class the lowest threshold with a precision of at least `share`, or the highest with such a recall;
     `wanted` is precision or recall.
 
-    `chances` are [v k]. With `labels` [v] only the first class of a video is answered, if it reaches its threshold;
-    with `labels` [v k] of 0 and 1, every class that does. On other videos the share is lower; `bound` says how low.
+    `probabilities` are [v k]. With `labels` [v] only the first class of a video is answered, if it reaches its
+    threshold; with `labels` [v k] of 0 and 1, every class that does. On other videos the share is lower;
+    `bound` says how low.
 
     Raises `UserError` for a wanted recall of a class that no video is of.
     """
-    k = chances.shape[1]
+    k = probabilities.shape[1]
     if labels.ndim == 1:
-        firsts = chances.argmax(axis=1)
-        order = np.lexsort((-chances[np.arange(len(firsts)), firsts], firsts))
+        firsts = probabilities.argmax(axis=1)
+        order = np.lexsort((-probabilities[np.arange(len(firsts)), firsts], firsts))
         rows = np.split(order, np.searchsorted(firsts[order], np.arange(1, k)))
         support = np.bincount(labels, minlength=k)
     else:
-        rows = list(np.argsort(-chances, axis=0, kind="stable").T)
+        rows = list(np.argsort(-probabilities, axis=0, kind="stable").T)
         support = labels.sum(axis=0).astype(np.int64)
     absent = np.flatnonzero(support == 0)
     if wanted == "recall" and len(absent):
@@ -201,7 +204,7 @@ def thresholds(chances: np.ndarray, labels: np.ndarray, wanted: str, share: floa
     answers, correct = np.zeros(k, np.int64), np.zeros(k, np.int64)
     result = Thresholds(np.full(k, np.inf), answers, correct, support, np.zeros(k))
     for number, own in enumerate(rows):
-        scores = chances[own, number]
+        scores = probabilities[own, number]
         hits = np.cumsum(labels[own] == number if labels.ndim == 1 else labels[own, number] > 0)
         ends = np.flatnonzero(np.append(scores[1:] < scores[:-1], True)[: len(own)])  # equal ones stand together
         shares = hits[ends] / ((ends + 1) if wanted == "precision" else support[number])
@@ -235,34 +238,34 @@ def least_videos(coverage: float) -> int:
     return math.ceil(coverage / (1 - coverage) - 1e-9)
 
 
-def least_probability(true_chances: np.ndarray, coverage: float) -> float:
+def least_probability(true_probabilities: np.ndarray, coverage: float) -> float:
     """The least probability of classes in a prediction set, so that at least a share `coverage` of sets hold the true
     class: split conformal prediction by 1 - p (Vovk et al., 2005; Sadinle et al., 2019).
 
-    `true_chances` [n] are probabilities of the true classes. The expected share is at most 1 / (n + 1) higher. Raises
-    ValueError where n is below `least_videos`.
+    `true_probabilities` [n] are probabilities of the true classes. The expected share is at most 1 / (n + 1) higher.
+    Raises ValueError where n is below `least_videos`.
     """
-    n = len(true_chances)
+    n = len(true_probabilities)
     rank = math.ceil((n + 1) * coverage - 1e-9)
     if rank > n:
         raise ValueError(
             f"{n} videos are fewer than the {least_videos(coverage)} that a coverage of {coverage:g} takes"
         )
-    return float(np.partition(true_chances, n - rank)[n - rank])
+    return float(np.partition(true_probabilities, n - rank)[n - rank])
 
 
-def least_probabilities(chances: np.ndarray, labels: np.ndarray, coverage: float, by_class: bool) -> list[float]:
+def least_probabilities(probabilities: np.ndarray, labels: np.ndarray, coverage: float, by_class: bool) -> list[float]:
     """`least_probability` of all classes together, or of each class (Vovk, 2012), for a share that holds within every
-    class. `chances` [v k], `labels` [v].
+    class. `probabilities` [v k], `labels` [v].
 
     Raises `UserError` for too few videos, with the number that it takes.
     """
-    own = chances[np.arange(len(labels)), labels]
-    counts = np.bincount(labels, minlength=chances.shape[1]) if by_class else np.array([len(labels)])
+    own = probabilities[np.arange(len(labels)), labels]
+    counts = np.bincount(labels, minlength=probabilities.shape[1]) if by_class else np.array([len(labels)])
     few = int((counts < least_videos(coverage)).sum())
     if few:
         of = f"of every class with by_class=true: {few} have fewer, down to" if by_class else "of val, which has"
         raise UserError(f"set_coverage={coverage:g} needs {least_videos(coverage)} videos {of} {counts.min()}")
     if not by_class:
         return [least_probability(own, coverage)]
-    return [least_probability(own[labels == number], coverage) for number in range(chances.shape[1])]
+    return [least_probability(own[labels == number], coverage) for number in range(probabilities.shape[1])]

@@ -78,13 +78,13 @@ def stratified_folds(labels: np.ndarray, groups: np.ndarray, count: int) -> list
 def out_of_fold(vectors: np.ndarray, targets: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Probabilities [v k] of every video, by logistic regression on the videos of other folds (`stratified_folds`).
     The penalty is the one with the least log loss over all videos."""
-    chances = np.zeros((len(PENALTIES), *targets.shape))
+    probabilities = np.zeros((len(PENALTIES), *targets.shape))
     for train, test in folds:
         turned = _components(vectors[train])
         known, others = turned(vectors[train]), turned(vectors[test])
         for number, penalty in enumerate(PENALTIES):
-            chances[number, test] = _fit_logistic(False, known, targets[train], penalty)(others)
-    return chances[int(np.argmin([log_loss(of_penalty, targets, False) for of_penalty in chances]))]
+            probabilities[number, test] = _fit_logistic(False, known, targets[train], penalty)(others)
+    return probabilities[int(np.argmin([log_loss(of_penalty, targets, False) for of_penalty in probabilities]))]
 
 
 def _fit_logistic(several: bool, vectors: np.ndarray, targets: np.ndarray, penalty: float) -> Predict:
@@ -100,9 +100,9 @@ def _fit_logistic(several: bool, vectors: np.ndarray, targets: np.ndarray, penal
         model = LogisticRegression(C=penalty, max_iter=ITERATIONS).fit(vectors, labels)
 
     def predict(others: np.ndarray) -> np.ndarray:
-        chances = np.zeros((len(others), targets.shape[1]))
-        chances[:, classes] = model.predict_proba(others)
-        return chances
+        probabilities = np.zeros((len(others), targets.shape[1]))
+        probabilities[:, classes] = model.predict_proba(others)
+        return probabilities
 
     return predict
 
@@ -132,14 +132,14 @@ def select(
     return choices[int(np.argmin(losses))]
 
 
-def log_loss(chances: np.ndarray, targets: np.ndarray, several: bool) -> float:
+def log_loss(probabilities: np.ndarray, targets: np.ndarray, several: bool) -> float:
     """The sum over videos of the negative log probability of their labels."""
-    chances = np.clip(chances, LEAST_CHANCE, 1 - LEAST_CHANCE)
-    loss = -(targets * np.log(chances)).sum()
-    return float(loss - ((1 - targets) * np.log(1 - chances)).sum()) if several else float(loss)
+    probabilities = np.clip(probabilities, LEAST_CHANCE, 1 - LEAST_CHANCE)
+    loss = -(targets * np.log(probabilities)).sum()
+    return float(loss - ((1 - targets) * np.log(1 - probabilities)).sum()) if several else float(loss)
 
 
-def logits(chances: np.ndarray, several: bool) -> np.ndarray:
+def logits(probabilities: np.ndarray, several: bool) -> np.ndarray:
     """Logits float32 whose softmax, or with `several` labels sigmoid, gives the probabilities [v k] again."""
-    chances = np.clip(chances, LEAST_CHANCE, 1 - LEAST_CHANCE)
-    return (np.log(chances) - (np.log(1 - chances) if several else 0.0)).astype(np.float32)
+    probabilities = np.clip(probabilities, LEAST_CHANCE, 1 - LEAST_CHANCE)
+    return (np.log(probabilities) - (np.log(1 - probabilities) if several else 0.0)).astype(np.float32)

@@ -69,24 +69,24 @@ class Results:
                 for part in segments
             ]  # fmt: skip
         else:
-            chances = prediction.chances[0]
-            video |= {**self.decisions(chances), "top": self.top(chances)}
+            probabilities = prediction.probabilities[0]
+            video |= {**self.decisions(probabilities), "top": self.top(probabilities)}
         self.videos.append(video)
 
-    def decisions(self, chances: np.ndarray) -> dict[str, list[str]]:
-        """The classes that are answered, none for unsure, and those of the set, of chances [k]; as far as the
+    def decisions(self, probabilities: np.ndarray) -> dict[str, list[str]]:
+        """The classes that are answered, none for unsure, and those of the set, of probabilities [k]; as far as the
         calibration has any."""
         if self.calibration is None:
             return {}
         numbers = {
-            "answer": self.calibration.answers(chances, self.independent),
-            "set": self.calibration.set_of(chances),
+            "answer": self.calibration.answers(probabilities, self.independent),
+            "set": self.calibration.set_of(probabilities),
         }
         return {key: [self.classes[k] for k in own] for key, own in numbers.items() if own is not None}
 
-    def answer_text(self, chances: np.ndarray) -> str:
-        """What pictures say of chances [k] beside the most probable classes."""
-        decided = self.decisions(chances)
+    def answer_text(self, probabilities: np.ndarray) -> str:
+        """What pictures say of probabilities [k] beside the most probable classes."""
+        decided = self.decisions(probabilities)
         if not decided:
             return ""
         answer = " and ".join(decided["answer"]) or UNSURE
@@ -99,10 +99,10 @@ class Results:
         """The columns of decisions."""
         return tuple(self.decisions(np.zeros(len(self.classes))))
 
-    def top(self, chances: np.ndarray) -> list[dict[str, Any]]:
-        """The most probable classes of chances [k]; of equal ones the first."""
-        best = np.argsort(-chances, kind="stable")[: self.topk]
-        return [{"class": self.classes[k], "probability": round(float(chances[k]), 6)} for k in best.tolist()]
+    def top(self, probabilities: np.ndarray) -> list[dict[str, Any]]:
+        """The most probable classes of probabilities [k]; of equal ones the first."""
+        best = np.argsort(-probabilities, kind="stable")[: self.topk]
+        return [{"class": self.classes[k], "probability": round(float(probabilities[k]), 6)} for k in best.tolist()]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -233,9 +233,9 @@ def write_timeline(prediction: Prediction, results: Results, segments: Sequence[
     """timeline.csv, a row a window with its most probable classes, and segments.csv."""
     count = min(results.topk, len(results.classes))
     rows = [("start_s", "end_s", *_ranked(count))]
-    for start, end, chances in zip(prediction.starts, prediction.ends, prediction.chances, strict=True):
-        cells = [value for answer in results.top(chances) for value in answer.values()]
-        if np.isnan(chances).any():  # it could not be read
+    for start, end, probabilities in zip(prediction.starts, prediction.ends, prediction.probabilities, strict=True):
+        cells = [value for answer in results.top(probabilities) for value in answer.values()]
+        if np.isnan(probabilities).any():  # it could not be read
             cells = [""] * (2 * count)
         rows.append((f"{start:.3f}", f"{end:.3f}", *cells))
     write_text_atomic(folder / "timeline.csv", csv_text(rows))
@@ -299,11 +299,11 @@ class Outputs:
 
     def take(self, prediction: Prediction) -> None:
         labeling, classes, console = self.labeling, self.reader.classes, self.reader.console
-        chances, edges, parts = prediction.chances, np.zeros(0), []
+        probabilities, edges, parts = prediction.probabilities, np.zeros(0), []
         if labeling is not None:
-            chances = smoothed(prediction.chances, labeling.smooth)
+            probabilities = smoothed(prediction.probabilities, labeling.smooth)
             edges = window_edges(prediction.starts, prediction.ends, prediction.seconds)
-            parts = segments(chances, edges, labeling.threshold, labeling.independent)
+            parts = segments(probabilities, edges, labeling.threshold, labeling.independent)
         self.results.add(prediction, parts)
         if prediction.path not in self.folders or not (self.logits or self.render or labeling):
             return
@@ -316,7 +316,7 @@ class Outputs:
             title = f"{shown(prediction.path)}: {len(prediction.starts)} windows"
             path = folder / "timeline.png"
             stretches = [(part.start, part.end, part.class_index) for part in parts]
-            draw = partial(draw_timeline, path, title, classes, edges, chances, stretches)
+            draw = partial(draw_timeline, path, title, classes, edges, probabilities, stretches)
             warn_of_failure(str(path), draw, console)
         if self.render:
             what = f"pictures of {prediction.path}"
@@ -327,8 +327,8 @@ class Outputs:
         name, top_of = Path(prediction.path).name, self.results.top
         try:
             if self.labeling is None:
-                top = [(answer["class"], answer["probability"]) for answer in top_of(prediction.chances[0])]
-                answer = self.results.answer_text(prediction.chances[0])
+                top = [(answer["class"], answer["probability"]) for answer in top_of(prediction.probabilities[0])]
+                answer = self.results.answer_text(prediction.probabilities[0])
                 name = f"{answer}: {name}" if answer else name  # the end of a long one is cut
                 title = shown(prediction.path) + (f": {shown(answer)}" if answer else "")
                 title += f"\n{self.results.about['protocol']}"

@@ -33,7 +33,7 @@ from vidtrain.reports.frames import (
     strip,
 )
 
-TopOf = Callable[[np.ndarray], list[dict[str, Any]]]  # the most probable of chances [k]
+TopOf = Callable[[np.ndarray], list[dict[str, Any]]]  # the most probable of probabilities [k]
 
 SHORT_SIDE = (240, 480)  # pixels, least and most, of labeled videos: captions need some room
 MOST_LINES = 5
@@ -153,15 +153,15 @@ def draw_labeled_video(
     path: Path,
 ) -> None:
     """labeled.mp4: every frame with its answer, and the heat of the clip that shows it. Raises `DecodeError`. `top_of`
-    gives the most probable classes of chances [k]. A video that was judged as a whole has one answer; frames that lie
-    in no clip stay as they are."""
+    gives the most probable classes of probabilities [k]. A video that was judged as a whole has one answer; frames that
+    lie in no clip stay as they are."""
     seen = dataset.views(prediction.chunks[0])
     video = seen.video
     size = _even(video, SHORT_SIDE)
     times = video.timestamps - video.timestamps[0]
     heat = None if prediction.heat is None else scaled(prediction.heat, from_even)[0]
     windows = prediction.chunks[0].length is not None
-    lines = min(MOST_LINES, prediction.chances.shape[1], len(top_of(prediction.chances[0])))
+    lines = min(MOST_LINES, prediction.probabilities.shape[1], len(top_of(prediction.probabilities[0])))
     edges = window_edges(prediction.starts, prediction.ends, prediction.seconds) if windows else None
     seconds = prediction.seconds if windows else max(float(times[-1]), 1e-6)
     spans: list[Span] = [(times[clip.min()] / seconds, times[clip.max()] / seconds, BAR) for clip in seen.frames[0]]
@@ -174,7 +174,7 @@ def draw_labeled_video(
     legend = Legend()
 
     def panel_of(window: int) -> np.ndarray:
-        return _panel(prediction.chances[window], top_of, size[1], title, lines, legend)
+        return _panel(prediction.probabilities[window], top_of, size[1], title, lines, legend)
 
     def pictures() -> Iterator[np.ndarray]:
         window, panel = 0, panel_of(0)
@@ -197,11 +197,11 @@ def draw_labeled_video(
     legend.write(path)
 
 
-def _panel(chances: np.ndarray, top_of: TopOf, width: int, title: str, lines: int, legend: Legend) -> np.ndarray:
+def _panel(probabilities: np.ndarray, top_of: TopOf, width: int, title: str, lines: int, legend: Legend) -> np.ndarray:
     title = drawable(shown(title), legend)
-    if np.isnan(chances).any():
+    if np.isnan(probabilities).any():
         return caption(width, f"{title}: could not be read here", [], lines)
-    rows = [(drawable(shown(top["class"]), legend), top["probability"]) for top in top_of(chances)[:lines]]
+    rows = [(drawable(shown(top["class"]), legend), top["probability"]) for top in top_of(probabilities)[:lines]]
     return caption(width, title, rows, lines)
 
 

@@ -90,7 +90,9 @@ class Predictor:
         else:
             classes = torch.full((count,), self.heat_class or 0, device=logits.device)
             if self.heat_class is None:
-                classes = self.chances(self.fused(rearrange(logits, "(b v) n k -> b (n v) k", b=count))).argmax(dim=-1)
+                classes = self.probabilities(self.fused(rearrange(logits, "(b v) n k -> b (n v) k", b=count))).argmax(
+                    dim=-1
+                )
             heat = grad_cam(model, tokens, grid, classes.repeat_interleave(len(tokens) // count))
         return rearrange(heat, "(b v) n t h w -> b (n v) t h w", b=count).cpu()
 
@@ -98,7 +100,7 @@ class Predictor:
         """Clip logits [b v k] -> logits [b k] of the videos."""
         return fuse(clip_logits, self.model.fusion, self.independent)
 
-    def chances(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities of a video's logits, calibrated where there is a calibration."""
         if self.calibration is not None:
             logits = self.calibration.scaling(logits)
@@ -109,8 +111,8 @@ class Predictor:
 class Prediction:
     """The answer to one video, in w windows; a video that is classified as a whole is one window.
 
-    `clip_logits` are float32 [w v k], `logits` and `chances` [w k]; rows of windows that could not be read are NaN.
-    `starts` and `ends` are in seconds; for a whole video `ends` is NaN. If pictures are drawn, `heat` is float16
+    `clip_logits` are float32 [w v k], `logits` and `probabilities` [w k]; rows of windows that could not be read are
+    NaN. `starts` and `ends` are in seconds; for a whole video `ends` is NaN. If pictures are drawn, `heat` is float16
     [w views t h w], and `pixels` of a whole video uint8 [w views c t h w].
     """
 
@@ -121,7 +123,7 @@ class Prediction:
     seconds: float
     clip_logits: np.ndarray
     logits: np.ndarray
-    chances: np.ndarray
+    probabilities: np.ndarray
     heat: np.ndarray | None
     pixels: Tensor | None
 
@@ -303,7 +305,7 @@ def _joined(plan: Plan, parts: Sequence[Judged | None], predictor: Predictor) ->
         seconds=plan.seconds,
         clip_logits=clip_logits.numpy(),
         logits=logits.numpy(),
-        chances=predictor.chances(logits).numpy(),
+        probabilities=predictor.probabilities(logits).numpy(),
         heat=None if example.heat is None else side_by_side("heat").numpy(),
         pixels=example.pixels,
     )
@@ -321,14 +323,14 @@ class Segment(NamedTuple):
     probability: float
 
 
-def smoothed(chances: np.ndarray, width: int) -> np.ndarray:
-    """The mean of each row of `chances` [w k] with up to `width` // 2 on either side; NaN rows stay, and count in
+def smoothed(probabilities: np.ndarray, width: int) -> np.ndarray:
+    """The mean of each row of `probabilities` [w k] with up to `width` // 2 on either side; NaN rows stay, and count in
     none."""
     if width == 1:
-        return chances
-    known = ~np.isnan(chances[:, :1])
-    filled = np.where(known, chances, 0.0)
-    reach = min(width // 2, len(chances) - 1)
+        return probabilities
+    known = ~np.isnan(probabilities[:, :1])
+    filled = np.where(known, probabilities, 0.0)
+    reach = min(width // 2, len(probabilities) - 1)
     sums, counts = np.zeros_like(filled), np.zeros_like(filled[:, :1])
     for shift in range(-reach, reach + 1):
         into = slice(max(0, -shift), len(filled) - max(0, shift))
@@ -345,20 +347,22 @@ def window_edges(starts: np.ndarray, ends: np.ndarray, seconds: float) -> np.nda
     return np.concatenate([[0.0], (centers[1:] + centers[:-1]) / 2, [seconds]])
 
 
-def segments(chances: np.ndarray, edges: np.ndarray, threshold: float | np.ndarray, independent: bool) -> list[Segment]:
+def segments(
+    probabilities: np.ndarray, edges: np.ndarray, threshold: float | np.ndarray, independent: bool
+) -> list[Segment]:
     """Adjacent windows with the same answer as one, in order of time. The answer of a window is its most probable
     class, if that has the probability `threshold` or more, one for all classes or [k]; where classes are judged
     independently, every class that has. Windows of NaN have none."""
-    answers = np.nan_to_num(chances, nan=-1.0) >= threshold
+    answers = np.nan_to_num(probabilities, nan=-1.0) >= threshold
     if not independent:
-        best = np.nan_to_num(chances, nan=-1.0).argmax(axis=1)
-        answers &= best[:, None] == np.arange(chances.shape[1])
-    answers &= ~np.isnan(chances)
+        best = np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)
+        answers &= best[:, None] == np.arange(probabilities.shape[1])
+    answers &= ~np.isnan(probabilities)
     stretches = []
     for index in np.flatnonzero(answers.any(axis=0)).tolist():
         steps = np.diff(np.concatenate([[0], answers[:, index].astype(np.int8), [0]]))
         runs = zip(np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist(), strict=True)
         for first, stop in runs:
-            mean = float(chances[first:stop, index].mean())
+            mean = float(probabilities[first:stop, index].mean())
             stretches.append(Segment(float(edges[first]), float(edges[stop]), index, mean))
     return sorted(stretches, key=lambda segment: (segment.start, segment.class_index))

@@ -181,16 +181,18 @@ def draw_timeline(
     title: str,
     classes: Sequence[str],
     edges: np.ndarray,
-    chances: np.ndarray,
+    probabilities: np.ndarray,
     stretches: Sequence[Stretch],
 ) -> None:
-    """Draws the probabilities `chances` [w k] of w windows as a map, with a row for each class, and the answers above
-    it. Window i lasts from edges[i] to edges[i + 1] seconds; windows that could not be read are NaN. Up to 12 classes
-    are shown: those that are the answer for longest, then those with the largest mean."""
-    chosen = shown_classes(chances, stretches)
+    """Draws the `probabilities` [w k] of w windows as a map, with a row for each class, and the answers above it.
+
+    Window i lasts from edges[i] to edges[i + 1] seconds; windows that could not be read are NaN. Up to 12 classes are
+    shown: those that are the answer for longest, then those with the largest mean.
+    """
+    chosen = shown_classes(probabilities, stretches)
     colors = dict(zip(chosen, [*COLORS, *[OTHER] * MOST_CLASSES], strict=False))
-    windows_per_column = max(1, -(-len(chances) // MOST_WINDOWS))
-    shown = thinned(edges[:-1], chances[:, chosen], MOST_WINDOWS)[1]
+    windows_per_column = max(1, -(-len(probabilities) // MOST_WINDOWS))
+    shown = thinned(edges[:-1], probabilities[:, chosen], MOST_WINDOWS)[1]
     edges = np.append(edges[:-1:windows_per_column], edges[-1])
     height = 0.32 * len(chosen)
     figure = Figure(figsize=(13, 1.9 + height), layout="constrained")
@@ -233,13 +235,13 @@ def _label_times(axes: Axes, start: float, end: float) -> None:
     axes.spines[:].set_visible(False)
 
 
-def shown_classes(chances: np.ndarray, stretches: Sequence[Stretch]) -> list[int]:
+def shown_classes(probabilities: np.ndarray, stretches: Sequence[Stretch]) -> list[int]:
     """The classes that a timeline shows, the most important first."""
-    seconds = np.zeros(chances.shape[1])
+    seconds = np.zeros(probabilities.shape[1])
     for start, end, number in stretches:
         seconds[number] += end - start
-    means = np.nan_to_num(np.ma.masked_invalid(chances).mean(axis=0).filled(0.0))
-    order = np.lexsort((np.arange(chances.shape[1]), -means, -seconds))
+    means = np.nan_to_num(np.ma.masked_invalid(probabilities).mean(axis=0).filled(0.0))
+    order = np.lexsort((np.arange(probabilities.shape[1]), -means, -seconds))
     return order[:MOST_CLASSES].tolist()
 
 

@@ -57,7 +57,7 @@ class Example:
 def choose(report: Report, classes: Sequence[str]) -> list[Example]:
     """The mistakes, the most confident first, then the right answers, the least certain first. With several labels, a
     mistake is a video whose most probable class is not one of its labels."""
-    labels, confidence = report.table.labels, report.ranked_chances[:, 0].numpy()
+    labels, confidence = report.table.labels, report.ranked_probabilities[:, 0].numpy()
     multi_label = labels.ndim == 2
     first = report.ranked[:, 0]
     right = (labels.gather(1, first[:, None])[:, 0] > 0 if multi_label else labels == first).numpy()
@@ -69,7 +69,7 @@ def choose(report: Report, classes: Sequence[str]) -> list[Example]:
 
 
 def _example(report: Report, classes: Sequence[str], kind: str, row: int) -> Example:
-    label, chances = report.table.labels[row], report.chances_of(row)
+    label, probabilities = report.table.labels[row], report.probabilities_of(row)
     multi_label = label.ndim == 1
     true_classes = label.nonzero().flatten().tolist() if multi_label else [int(label)]
     ranked = report.ranked[row, :MOST_ANSWERS].tolist()
@@ -77,8 +77,8 @@ def _example(report: Report, classes: Sequence[str], kind: str, row: int) -> Exa
         kind=kind,
         row=row,
         true="; ".join(classes[number] for number in true_classes),
-        true_probability=None if multi_label else float(chances[true_classes[0]]),
-        answers=[(classes[number], float(chances[number])) for number in ranked],
+        true_probability=None if multi_label else float(probabilities[true_classes[0]]),
+        answers=[(classes[number], float(probabilities[number])) for number in ranked],
     )
 
 

@@ -46,13 +46,13 @@ def time_parts(videos: int, classes: int) -> None:
     scaling, scaled = timed("temperature, and of five folds", lambda: fit("temperature", logits, labels, False, None))
     costs = timed("costs before and after", lambda: [outcomes(z, labels, False) for z in (logits, scaled)])
     before, after = timed("1,000 bootstrap draws of both", lambda: reliability(costs, None))
-    chances = timed("probabilities", lambda: scaled.softmax(dim=1).numpy())
+    probabilities = timed("probabilities", lambda: scaled.softmax(dim=1).numpy())
     true = labels.numpy()
-    timed("thresholds of every class", lambda: thresholds(chances, true, "precision", 0.9))
+    timed("thresholds of every class", lambda: thresholds(probabilities, true, "precision", 0.9))
     timed("risk and coverage", lambda: risk_coverage(costs[1].confidence, costs[1].right))
     timed(
         "sets, of all classes and of each",
-        lambda: [least_probabilities(chances, true, 0.9, own) for own in (0, 1)],
+        lambda: [least_probabilities(probabilities, true, 0.9, own) for own in (0, 1)],
     )
     print(f"{'together':45} {total[0]:6.2f} s, {total[1]:6.2f} s of CPU time")
     print(f"{scaling}; ece {before['ece']['value']:.4f} before, {after['ece']['value']:.4f} after")
