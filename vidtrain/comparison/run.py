@@ -22,13 +22,12 @@ from vidtrain.comparison.recipes import (
 )
 from vidtrain.comparison.runs import Run
 from vidtrain.config.schemas import CompareConfig
-from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS
+from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, EVALUATIONS
 from vidtrain.files.escaping import shown_some
 from vidtrain.training.run import Console
 
 SHOWN_FLIPS = 200  # at most so many videos whose prediction changed are in the summary
 FEWEST_TRIALS = 3  # so many recipes or more are treated as a sweep
-LATEST = "evaluations"  # the metric that keeps the last weights
 LISTED = 8  # at most so many runs or recipes are named in a note
 
 Plain = dict[str, Any]
@@ -130,7 +129,7 @@ def _chosen(study: Study, compared: Sequence[Recipe]) -> Plain | None:
     """The recipe with the best mean over runs on val, by which a recipe should be chosen; None if the runs monitored
     different metrics, or no metric, as their last weights count."""
     monitors = {run.monitor for recipe in compared for run in study.runs_of(recipe)}
-    if len(monitors) != 1 or monitors == {LATEST}:
+    if len(monitors) != 1 or monitors == {EVALUATIONS}:
         return None
     (monitor,) = monitors
     means = {recipe.number: spread([run.best for run in study.runs_of(recipe)])[0] for recipe in compared}
@@ -352,7 +351,7 @@ def _on_runs(runs: Sequence[Run]) -> Iterator[str]:
     commits = sorted({str(run.commit) for run in runs})
     if len(commits) > 1:
         yield f"The runs were made by different code: {', '.join(commits)}."
-    selected = sorted({run.split for run in runs if run.split.startswith("val") and run.monitor != LATEST})
+    selected = sorted({run.split for run in runs if run.split.startswith("val") and run.monitor != EVALUATIONS})
     if selected:
         yield f"Numbers on {', '.join(selected)} are too good, as the checkpoints were selected by them."
     incomplete = [f"{run.folder} {run.coverage}" for run in runs if len(set(run.coverage.split("/"))) > 1]

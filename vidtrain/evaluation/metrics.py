@@ -20,7 +20,8 @@ SEVERAL_LABELS = ("loss", "map", "map_micro", "exact_match", "precision_macro", 
                   "recall_micro", "f1_macro", "f1_micro", "clip_loss", "clip_map", "clip_map_micro")  # fmt: skip
 # What pretraining measures; the last two only if a labeled dataset is chosen to probe the features
 UNLABELED = ("loss", "effective_rank", "spread", "knn_top1", "linear_top1")
-NO_LABELS = (*UNLABELED, "evaluations")
+EVALUATIONS = "evaluations"  # number of evaluations so far; as the monitor, it selects the latest weights
+NO_LABELS = (*UNLABELED, EVALUATIONS)
 # Whether lower or higher values are better
 DIRECTIONS = {name: "min" if name.endswith("loss") else "max" for name in (*ONE_LABEL, *SEVERAL_LABELS, *NO_LABELS)}
 

@@ -113,6 +113,9 @@ def _finite(value: object) -> object:
 # repeat. An incomplete line is dropped when the file is next opened or read, repeated rows by `keep` and `rewind`.
 
 
+NO_ROOM = (*FULL, errno.EIO)  # what writing to a full disk raises
+
+
 class Ledger:
     """A file to which complete lines are appended. After `write` the kernel has them, or `trouble` says why not.
 
@@ -123,6 +126,7 @@ class Ledger:
     def __init__(self, path: Path, most_held: int = 0):
         self.path = path
         self.trouble: str | None = None  # why lines wait in memory; None if none do
+        self.lacks_room = False  # whether the trouble is a full disk, so that waiting may help
         self._most_held = most_held
         self._held = b""  # the lines that wait in memory
         # Opened by the first `write`, as creating a file may fail on a full disk
@@ -145,7 +149,7 @@ class Ledger:
                 os.fsync(self._file.fileno())
                 self.trouble = None
             except OSError as error:  # some file systems allocate space only here
-                self.trouble = error.strerror
+                self._note(error)
 
     def close(self) -> None:
         """Closes the file. Raises UserError if lines still wait in memory: they are lost."""
@@ -171,10 +175,14 @@ class Ledger:
                 complete = self._held.rfind(b"\n", 0, written) + 1
                 self._file.truncate(os.fstat(self._file.fileno()).st_size - (written - complete))
                 self._held, self.trouble = self._held[complete:], "there is no room for all of a row"
+                self.lacks_room = True
             else:
                 self._held, self.trouble = b"", None
         except OSError as error:
-            self.trouble = error.strerror
+            self._note(error)
+
+    def _note(self, error: OSError) -> None:
+        self.trouble, self.lacks_room = error.strerror, error.errno in NO_ROOM
 
 
 class JsonLines(Ledger):

@@ -18,6 +18,7 @@ from vidtrain.build import parts as build
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.manifest.splitting import group_numbers
 from vidtrain.errors import DivergedError, UserError
+from vidtrain.evaluation.metrics import EVALUATIONS
 from vidtrain.evaluation.views import ClipModel, ViewTable
 from vidtrain.evaluator.classifiers import Classifier, logistic_regression, nearest_neighbors
 from vidtrain.models.masked_models import MaskedModel
@@ -34,7 +35,6 @@ from vidtrain.training.validation import METRIC_PREFIXES
 
 PROBES: Mapping[str, Classifier] = {"knn_top1": nearest_neighbors, "linear_top1": logistic_regression}
 RANK = "effective_rank"
-EVALUATIONS = "evaluations"  # number of evaluations so far; as the monitor, it selects the latest weights
 SPREAD = "spread"
 # Features have collapsed if (rank - 1) and spread both fall below these shares of their best values. Measured lowest
 # shares: 0.18 to 0.27 and 0.11 to 0.19 in collapsing runs (momentum 0), 0.26 and 0.24 or more in sound runs

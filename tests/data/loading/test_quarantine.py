@@ -176,6 +176,8 @@ class TestBlame:
     def test_a_folder_in_its_place(self, tmp_path):
         with pytest.raises(UserError, match="cannot read .*: Is a directory"):
             Quarantine(tmp_path)
+        with pytest.raises(UserError, match="cannot write .*: No such file"):
+            Quarantine(tmp_path / "absent" / "q").blame("a.mp4", "a", 0)
 
     @pytest.mark.parametrize("size, trouble", [(0, "File too large"), (9, "no room for all of a row")])
     def test_a_full_disk_is_waited_for(self, video, tmp_path, caplog, request, size, trouble):

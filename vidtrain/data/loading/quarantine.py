@@ -105,12 +105,15 @@ class Quarantine:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the lines that wait for room on the disk, if there is any."""
+        """Writes the lines that wait for room on the disk, if there is any. Raises `UserError` if the file cannot be
+        written for another reason."""
         if self._ledger is None:
             return
         self._ledger.flush()
         if self._ledger.trouble is None:
             self._ledger.close()  # an open file could not go to another process
+        elif not self._ledger.lacks_room:
+            raise UserError(f"cannot write {self._ledger.path}: {self._ledger.trouble}")
         elif not self._warned:
             what = "it waits in memory; free some space, or a resumed run finds out anew what ended workers"
             log.warning("cannot write %s (%s): %s", self._ledger.path, self._ledger.trouble, what)
