@@ -18,8 +18,8 @@ from vidtrain.data.prepared.shards import pack_dataset
 from vidtrain.data.sources.listings import Listing
 from vidtrain.data.sources.shards import Shards
 from vidtrain.data.stores import objects
+from vidtrain.data.stores.archives import ShardIndex, read_shard_index
 from vidtrain.data.stores.places import member_of
-from vidtrain.data.stores.shard_index import ShardIndex, read_shard_index
 from vidtrain.errors import UserError
 from vidtrain.tracking.console import NullConsole
 

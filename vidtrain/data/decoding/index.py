@@ -17,9 +17,9 @@ import numpy as np
 from vidtrain.data.decoding.container import larger
 from vidtrain.data.decoding.metadata import read_image_folder, read_metadata
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, PacketTable, VideoInfo
+from vidtrain.data.stores.archives import read_shard_index
 from vidtrain.data.stores.files import file_status, known_status
 from vidtrain.data.stores.places import member_of
-from vidtrain.data.stores.shard_index import read_shard_index
 from vidtrain.errors import UserError
 from vidtrain.files.folders import check_links
 

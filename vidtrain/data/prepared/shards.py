@@ -2,7 +2,7 @@
 
     folder/
       train-000000.tar        the videos as they are, in the order of the split: 000000123/cat.mp4, and cat.json
-      train-000000.tar.index  what is known of them (stores/shard_index.py)
+      train-000000.tar.index  what is known of them (stores/archives.py)
       train.csv               path,label,group of each record, where a path is that of a member: a listing
       shards.json             the classes, the splits, and bytes and videos of every tar file; written last
 
@@ -28,9 +28,9 @@ from vidtrain.data.loading.workers import TaskResult
 from vidtrain.data.manifest.files import csv_text
 from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.data.prepared.copy import Console
+from vidtrain.data.stores.archives import INDEX_SUFFIX, Entry, ShardIndex
 from vidtrain.data.stores.files import ask_statuses, file_status, opened_whole
 from vidtrain.data.stores.places import Member, common_folder, name_of, relative
-from vidtrain.data.stores.shard_index import SUFFIX, Entry, ShardIndex
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import replacing_path, write_json_atomic, write_text_atomic
 
@@ -118,7 +118,7 @@ def write_shard(folder: Path, shard: Shard, index: VideoIndex) -> ShardIndex:
     """Writes a tar file and its index atomically, unless the existing ones have the same contents. Raises `UserError`
     if they cannot be written, or a video has changed meanwhile."""
     path = folder / shard.name
-    beside = path.with_name(shard.name + SUFFIX)
+    beside = path.with_name(shard.name + INDEX_SUFFIX)
     if (known := _known(path, beside, shard)) is not None:
         return known
     try:

@@ -1,9 +1,15 @@
-"""What is in a tar file that others have packed, found by reading little more than its headers.
+"""Tar files: what others have packed is found by reading little more than headers, and what `vidtrain.prepare` has
+packed by the index beside it, NAME.tar.index.
 
-Names are those of WebDataset: what belongs to one sample has a name in common up to its first dot.
+Names in foreign ones are those of WebDataset: what belongs to one sample has a name in common up to its first dot.
+
+An index is a line of JSON (format of the entries, bytes of the tar file, what it was made of, and of each member its
+name, first byte, bytes and bytes of its entry), then the entries one after the other. An entry is what `decoding.index`
+keeps of a video; an unreadable video has none.
 """
 
 import io
+import json
 import os
 import re
 import tarfile
@@ -12,13 +18,81 @@ from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 from vidtrain.data.stores import objects
-from vidtrain.data.stores.files import file_status, opened_whole
+from vidtrain.data.stores.files import file_status, open_binary, opened_whole
 from vidtrain.data.stores.places import Member, is_url
 from vidtrain.errors import UserError
 
+INDEX_SUFFIX = ".index"
 WINDOW = 16 << 10  # bytes that are read where a header is: what follows small members is among them
 LARGEST_TEXT = 1 << 20  # bytes of a member that says something of a video
 _NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]*)", re.DOTALL)
+
+
+class Entry(NamedTuple):
+    """What is known of a member of a tar file: `entry` as `decoding.index.pack` gives it, or nothing."""
+
+    name: str
+    begin: int
+    length: int
+    entry: bytes
+
+
+class ShardIndex(NamedTuple):
+    """`size` is that of the tar file (bytes); `made_of` changes with what was packed into it."""
+
+    format: str
+    size: int
+    made_of: str
+    entries: Sequence[Entry]
+
+    def to_bytes(self) -> bytes:
+        members = [[*entry[:3], len(entry.entry)] for entry in self.entries]
+        head = {"format": self.format, "size": self.size, "made_of": self.made_of, "members": members}
+        return json.dumps(head).encode() + b"\n" + b"".join(entry.entry for entry in self.entries)
+
+    @classmethod
+    def of_bytes(cls, data: bytes) -> "ShardIndex":
+        """The inverse of `to_bytes`. Raises `ValueError` for what it did not make."""
+        line, _, rest = data.partition(b"\n")
+        try:
+            head = json.loads(line)
+            entries, at = [], 0
+            for name, begin, length, size in head["members"]:
+                entries.append(Entry(str(name), int(begin), int(length), rest[at : at + size]))
+                at += size
+            if at != len(rest):
+                raise ValueError(f"{len(rest)} bytes of entries where there should be {at}")
+            return cls(str(head["format"]), int(head["size"]), str(head["made_of"]), entries)
+        except (KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"it is no index of a tar file ({error})") from error
+
+    def paths(self, archive: str) -> Iterator[tuple[str, Entry]]:
+        """The path of each member of the tar file `archive`, and what is known of it."""
+        for entry in self.entries:
+            yield Member(archive, *entry[:3]).path, entry
+
+
+def read_shard_index(archive: str) -> ShardIndex | None:
+    """The index beside the tar file `archive`; None where there is none. Raises `OSError`, and `UserError` where it is
+    damaged or that of another file."""
+    path = archive + INDEX_SUFFIX
+    try:
+        file_status(path)
+    except FileNotFoundError:
+        return None
+    with open_binary(path) as file:
+        data = file.read()
+    try:
+        index = ShardIndex.of_bytes(data)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): copy it anew, or delete it") from error
+    size = file_status(archive).size
+    if index.size != size:
+        raise UserError(
+            f"{archive} has {size} bytes, and {path} is that of one of {index.size}: copy both anew, as one is cut "
+            "or of another time"
+        )
+    return index
 
 
 class PackedSample(NamedTuple):
