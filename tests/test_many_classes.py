@@ -13,7 +13,7 @@ import torch
 from vidtrain.evaluation.report import report, write_report
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.reports.plots import plot_confusion
-from vidtrain.training.state import ClassSums
+from vidtrain.training.losses import ClassSums
 
 k, out = int(sys.argv[1]), Path(sys.argv[2])
 draw = torch.Generator().manual_seed(0)

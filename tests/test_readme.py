@@ -67,7 +67,7 @@ def test_a_schedule_is_one_frozen_dataclass(monkeypatch):
     assert check.check_run(cfg) == []
     schedule = in_steps(build.instantiate_component(cfg.schedule.lr), 100, 10)
     assert [schedule(step, 100) for step in (1, 4, 16)] == [0.25, 1.0, 0.5]
-    for wrong, why in (("Text", "gives 'half' at step 1"), ("Nothing", "is no schedule")):
+    for wrong, why in (("Text", "gives 'half' at step 1"), ("Nothing", "is not a schedule")):
         cfg.schedule.lr = {"_target_": f"vidtrain.training.inverse_root.{wrong}"}
         [(key, said)] = check.check_run(cfg)
         assert key == "schedule" and why in said

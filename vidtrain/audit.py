@@ -18,7 +18,7 @@ from vidtrain.app.launch import fail, launch
 from vidtrain.config.dataset_schemas import AuditConfig
 from vidtrain.config.targets import check_of_dataset
 from vidtrain.files.folders import check_links
-from vidtrain.training.rendezvous import cores
+from vidtrain.training.process import cores
 
 if TYPE_CHECKING:  # so that --help does not wait for the imports of PyAV and numpy
     from vidtrain.data.audit.inspection import Inspection

@@ -15,7 +15,7 @@ from vidtrain.app.launch import launch
 from vidtrain.config.dataset_schemas import BaselinesConfig
 from vidtrain.config.targets import check_of_dataset
 from vidtrain.errors import UserError
-from vidtrain.training.rendezvous import cores
+from vidtrain.training.process import cores
 
 if TYPE_CHECKING:  # so that --help does not wait for the import of torch
     from vidtrain.data.manifest.manifest import Manifest

@@ -25,7 +25,7 @@ from vidtrain.config.dataset_schemas import PrepareConfig
 from vidtrain.config.overrides import quoted
 from vidtrain.config.targets import check_of_dataset
 from vidtrain.errors import UserError
-from vidtrain.training.rendezvous import cores
+from vidtrain.training.process import cores
 
 if TYPE_CHECKING:  # so that --help does not wait for the imports of PyAV and numpy
     from vidtrain.data.manifest.manifest import Manifest

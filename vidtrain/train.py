@@ -16,13 +16,13 @@ from vidtrain.config.schemas import ExportSettings
 from vidtrain.errors import Pruned, UserError
 from vidtrain.runs import folder as run_folder
 from vidtrain.runs.attempts import RunAttempt, run_attempt
-from vidtrain.training.signals import PreemptionHandler, Stopped
+from vidtrain.training.process import PreemptionHandler, Stopped
 
 if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torch
     from vidtrain.runs.assemble import Goal, Parts, RunData, Start
     from vidtrain.tracking.console import Console, NullConsole
     from vidtrain.tracking.run_log import RunLog
-    from vidtrain.training.state import TrainState
+    from vidtrain.training.phases import TrainState
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:

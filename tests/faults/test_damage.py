@@ -26,9 +26,9 @@ def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(faults, alone
     child = faults(ended)
     assert child.wait() == 0, child.said
     said = child.words
-    assert "passed over last.pt, and renamed it damaged_last.pt: checkpoint" in said
+    assert "skipped last.pt, and renamed it damaged_last.pt: checkpoint" in said
     assert "is damaged: its content is not what its checksum says" in said
-    assert "resuming from previous.pt instead, at step 10: the steps since are taken again" in said
+    assert "resuming from previous.pt instead, at step 10: the steps since are repeated" in said
     assert f"resumed from {ended}/checkpoints/previous.pt at step 10" in said
     assert difference(alone, ended) is None
     assert (ended / "checkpoints/damaged_last.pt").is_file()
@@ -42,7 +42,7 @@ def test_checkpoints_that_are_kept_for_good_can_help(faults, alone, ended):
     child = faults(ended)
     assert child.wait() == 0, child.said
     for name in ("last.pt", "previous.pt", "step_0000010.pt"):
-        assert f"passed over {name}, and renamed it damaged_{name}" in child.words
+        assert f"skipped {name}, and renamed it damaged_{name}" in child.words
     assert "last.pt is truncated or not a PyTorch file" in child.words
     assert f"resumed from {ended}/checkpoints/step_0000004.pt at step 4" in child.words
     assert difference(alone, ended) is None
@@ -68,6 +68,6 @@ def test_other_weights_are_never_reported_in_place_of_the_best(faults, ended):
     child = faults(ended)
     assert child.wait() == 2
     assert "Unless a later evaluation is better than" in child.words  # said before training goes on
-    assert "which val selected" in child.words and "are lost, and nothing is reported" in child.words
+    assert "which val selected" in child.words and "are lost, so nothing is reported" in child.words
     assert f"vidtrain.evaluate checkpoint={ended}/checkpoints/last.pt" in child.words
     assert not (ended / "summary.json").exists()

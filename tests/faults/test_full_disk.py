@@ -34,7 +34,7 @@ def test_a_run_outlives_saves_that_fail(faults, alone, tmp_path):
     assert child.wait() == 0, child.said
     assert failed(run)[0] == 1
     assert "the run goes on and tries again with the next checkpoint (failure 1 in a row" in child.words.lower()
-    assert f"the checkpoint is written, after {failed(run)[-1]} that were not" in child.words
+    assert f"the checkpoint is written, after {failed(run)[-1]} failures" in child.words
     assert difference(alone, run) is None
 
 
@@ -91,7 +91,7 @@ def test_rows_wait_in_memory_for_room(faults, alone, tmp_path):
     child.limit_files(-1)
     assert child.wait() == 0, child.said
     assert "metrics.jsonl (there is no room for all of a row): its rows wait in memory" in child.words
-    assert "no checkpoint at step 6: rows of rank 0's logs wait" in child.words
+    assert "no checkpoint at step 6: log rows of rank 0 are not written" in child.words
     assert "metrics.jsonl is written again, with every row that waited" in child.words
     assert failed(run)[0] == 1
     assert difference(alone, run) is None

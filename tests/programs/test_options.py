@@ -161,14 +161,14 @@ def test_several_labels_are_learned_and_reported(config, tmp_path):
         (
             "several",
             ["loss=bce"],
-            "trainer.monitor=top1 is no metric of a dataset whose videos may have several labels",
+            "trainer.monitor=top1 is not a metric of a dataset whose videos may have several labels",
         ),
         (
             "several",
             ["loss=bce", "trainer.monitor=map", "data.class_balanced_sampling=1"],
             "videos here may have several",
         ),
-        ("uneven", ["trainer.monitor=map"], "trainer.monitor=map is no metric of a dataset with 10 classes"),
+        ("uneven", ["trainer.monitor=map"], "trainer.monitor=map is not a metric of a dataset with 10 classes"),
         (
             "uneven",
             ["loss.class_weights=[1,2]"],
@@ -197,7 +197,7 @@ def test_what_does_not_go_with_the_dataset_is_refused_before_training(config, tm
         ),
         (["loss.label_smoothing=2"], [("loss", "label_smoothing=2: must lie between 0 and 1")]),
         (["loss.class_weights=even"], [("loss", "class_weights=even: write balanced")]),
-        (["optimizer=timm", "optimizer.name=lionn"], [("optimizer", "name=lionn is no optimizer of timm")]),
+        (["optimizer=timm", "optimizer.name=lionn"], [("optimizer", "name=lionn is not an optimizer of timm")]),
         (["optimizer=timm", "+optimizer.options.beta=1"], [("optimizer", "options.beta: lion takes betas")]),
     ],
 )

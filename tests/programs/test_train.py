@@ -279,7 +279,7 @@ def test_pictures_come_after_the_summary_and_may_fail(config, tmp_path, capsys, 
 def test_early_stopping_ends_a_phase(config, tmp_path, capsys):
     train(config(f"run_dir={tmp_path}", "optimizer.lr=0", "trainer.patience=2", "trainer.epochs=9",
                  "trainer.monitor=loss"))  # fmt: skip
-    assert "ends early: no better loss in 2 evaluations" in capsys.readouterr().out
+    assert "ends early: loss did not improve in 2 evaluations" in capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["steps"], summary["best_step"]) == (15, 5)
 
@@ -335,7 +335,7 @@ def test_overfit_mode_asks_of_a_smoothed_loss_that_answers_are_right(config, tmp
 
 
 def test_overfit_mode_fails_when_it_cannot(config, tmp_path):
-    with pytest.raises(UserError, match="batch was not learned: .* above 0.05"):
+    with pytest.raises(UserError, match="did not learn one batch: .* above 0.05"):
         train(config("debug=overfit", f"run_dir={tmp_path}", "optimizer.lr=1e-9", "trainer.steps_per_epoch=3"))
 
 

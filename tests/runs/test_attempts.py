@@ -25,7 +25,7 @@ from vidtrain.runs.attempts import (
 )
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.heartbeat import RunEnd
-from vidtrain.training.signals import PreemptionHandler, Stopped
+from vidtrain.training.process import PreemptionHandler, Stopped
 
 RANKS = Ranks(torch.device("cpu"))
 

@@ -23,9 +23,9 @@ from vidtrain.training import checkpoint
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.loop import fit
 from vidtrain.training.losses import Classification, CrossEntropy, Loss
+from vidtrain.training.process import PreemptionHandler, Stopped
 from vidtrain.training.run import PhaseSettings, PhaseTask, Run, TrainerSettings
 from vidtrain.training.schedules import Constant
-from vidtrain.training.signals import PreemptionHandler, Stopped
 
 CPU = torch.device("cpu")
 ALONE = Ranks(CPU)
@@ -111,7 +111,8 @@ def small_loop(tmp_path: Path, ranks: Ranks):
             learner.eval()
             batch = a_batch(torch.Generator().manual_seed(99), 12, multi_label)
             on_evaluation()
-            preemption.stop_if(ranks.any_rank(preemption.stop_requested))
+            if ranks.any_rank(preemption.stop_requested):
+                preemption.raise_stopped()
             with torch.no_grad():
                 logits = learner(ToFloat()(batch.clips))
             table = ViewTable(batch.indices, batch.labels, logits, [], 12)

@@ -19,7 +19,7 @@ import conftest
 from vidtrain.errors import UserError
 from vidtrain.runs.attempts import run_attempt
 from vidtrain.training.distributed import Ranks, join_ranks
-from vidtrain.training.signals import PreemptionHandler
+from vidtrain.training.process import PreemptionHandler
 
 TRAINED = ("whole", "step", "evaluation")
 PATIENCE = 6.0  # seconds without a sign of life
@@ -67,7 +67,7 @@ def steps(folder: Path, scenario: str) -> None:
                 stopping = ranks.any_rank(preemption.stop_requested)
                 if stopping:
                     (folder / f"stopped_at_{ranks.rank}").write_text(str(step))
-                    preemption.stop_if(True)
+                    preemption.raise_stopped()
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
 

@@ -59,8 +59,8 @@ STEP = {  # of the first of two tasks on a node
 @pytest.mark.parametrize(
     ("named", "status", "words"),
     [
-        (False, 75, "another program listens there; the job is to be requeued"),
-        (True, 1, "where the ranks are to meet: set MASTER_PORT"),
+        (False, 75, "another program listens there; requeue the job"),
+        (True, 1, "set MASTER_PORT"),
     ],
 )
 def test_a_port_that_is_taken(named, status, words):

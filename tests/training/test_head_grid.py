@@ -10,7 +10,7 @@ from vidtrain.errors import UserError
 from vidtrain.runs.report import head_table
 from vidtrain.training.losses import BinaryCrossEntropy
 from vidtrain.training.run import HeadGridSettings, PhaseSettings, TrainerSettings
-from vidtrain.training.stages import apply_phase, check_together, finite_mean
+from vidtrain.training.stages import apply_phase, check_average, finite_mean
 
 NAMES = ["lr0.1_wd0", "lr0.1_wd0.5", "lr0.01_wd0", "lr0.01_wd0.5"]
 
@@ -130,8 +130,8 @@ def test_what_is_no_grid_is_refused(small_model, phase, why):
 
 def test_a_grid_has_no_average():
     with pytest.raises(UserError, match="averaged: trainer.ema=0.9"):
-        check_together(grid()["grid"], TrainerSettings(ema=0.9))
-    check_together(PhaseSettings(encoder_blocks=0), TrainerSettings(ema=0.9))
+        check_average(grid()["grid"], TrainerSettings(ema=0.9))
+    check_average(PhaseSettings(encoder_blocks=0), TrainerSettings(ema=0.9))
 
 
 def test_the_table_has_each_head_at_its_best():

@@ -131,7 +131,7 @@ def test_a_rank_that_is_killed_takes_the_other_with_it(ended, rank):
 def test_a_rank_that_is_stopped_is_named_and_waited_for_no_longer(ended, rank):
     found = Found(ended / f"freeze_{rank}")
     assert found.statuses == {0: 1, 1: 1}
-    said = f"rank {rank} on {socket.gethostname()} gave no sign of life for 6 s: it was stopped, hangs, or is gone"
+    said = f"rank {rank} on {socket.gethostname()} sent no heartbeat for 6 s: it was stopped, hangs, or is gone"
     assert said in found.said[1 - rank]
     failed = [row["cause"] for row in found.rows if row["event"] == "failed"]
     assert failed == [said]  # and not, by the one that goes on when it is too late, that it lost the other

@@ -9,9 +9,9 @@ import torch
 
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.training import loop
-from vidtrain.training.losses import CrossEntropy
+from vidtrain.training.losses import ClassSums, CrossEntropy
+from vidtrain.training.phases import TrainState
 from vidtrain.training.run import HeadGridSettings, PhaseSettings
-from vidtrain.training.state import ClassSums, TrainState
 
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__")
 
@@ -138,5 +138,5 @@ def test_other_precisions_have_no_scale(run_loop):
 def test_a_checkpoint_beyond_the_end_of_its_phase(run_loop):
     """As of a run whose training data were fewer when it was resumed, and of before that was noticed."""
     run_loop(epochs=3, stop_after=6)
-    with pytest.raises(UserError, match="step 6 of phase full, which has 4 steps"):
+    with pytest.raises(UserError, match="step 6 of phase full, but the phase has only 4 steps"):
         run_loop(epochs=1)

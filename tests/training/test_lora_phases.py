@@ -103,10 +103,10 @@ def test_what_does_not_go_with_adapters(model, phase, why):
 
 
 def test_a_model_without_adapters_and_phases_that_disagree():
-    with pytest.raises(UserError, match="ViT3D was not given adapters"):
+    with pytest.raises(UserError, match="ViT3D has no adapters"):
         apply_phase(plain(), ADAPTED)
     other = PhaseSettings(encoder_blocks=0, lora=LoraSettings(rank=3, alpha=4.0))
-    with pytest.raises(UserError, match=r"stage.second.lora says .*rank=3.* stage.first.lora .*rank=2"):
+    with pytest.raises(UserError, match=r"stage.second.lora is .*rank=3.* stage.first.lora is .*rank=2"):
         lora_of({"first": ADAPTED, "second": other})
     assert lora_of({"head": PhaseSettings(encoder_blocks=0)}) is None
 

@@ -144,7 +144,7 @@ def test_decay_of_a_group_follows_its_scale():
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
-        ("lionn", {}, "name=lionn is no optimizer of timm; choose one of lion"),
+        ("lionn", {}, "name=lionn is not an optimizer of timm; choose one of lion"),
         ("lion", {"momentum": 0.9}, "options.momentum: lion takes betas, caution"),
         ("lion", {"lr": 1.0}, "options.lr: lion takes betas"),
         ("adahessian", {}, "needs second derivatives"),

@@ -9,7 +9,8 @@ from vidtrain.tracking.console import NullConsole
 from vidtrain.training import checkpoint
 from vidtrain.training.checkpoint import find_resume, load_best
 from vidtrain.training.distributed import Ranks
-from vidtrain.training.state import ClassSums, TrainState
+from vidtrain.training.losses import ClassSums
+from vidtrain.training.phases import TrainState
 
 ALONE = Ranks(torch.device("cpu"))
 
@@ -71,10 +72,10 @@ def test_the_newest_that_verifies_is_used(tmp_path, bad, expected):
     assert (name, step) == expected
     if "last" in bad:
         assert said[0] == (
-            f"passed over last.pt, and renamed it damaged_last.pt: checkpoint {tmp_path}/last.pt is damaged: its "
+            f"skipped last.pt, and renamed it damaged_last.pt: checkpoint {tmp_path}/last.pt is damaged: its "
             "content is not what its checksum says; copy it again"
         )
-        assert said[-1] == f"resuming from {name} instead, at step {step}: the steps since are taken again"
+        assert said[-1] == f"resuming from {name} instead, at step {step}: the steps since are repeated"
         assert len(said) == len(bad) + 1
         assert found(tmp_path)[:2] == expected  # again, and quietly
         assert found(tmp_path)[2] == []
@@ -106,8 +107,8 @@ def test_weights_alone_are_no_place_to_resume_from(tmp_path):
 
 def test_a_lost_best_is_said_at_once(tmp_path):
     make(tmp_path, best=0.75, last=6)
-    lost = "Unless a later evaluation is better than 0.7500, this run will have no weights to report"
-    assert found(tmp_path)[2] == [f"checkpoint {tmp_path}/best.pt is not there. {lost}"]
+    lost = "Unless a later evaluation is better than 0.7500, this run has no weights to report"
+    assert found(tmp_path)[2] == [f"checkpoint {tmp_path}/best.pt does not exist. {lost}"]
     checkpoint.save({"model": {}}, tmp_path / "best.pt")
     assert found(tmp_path)[2] == []
     flip(tmp_path / "best.pt")
@@ -121,7 +122,7 @@ def test_only_the_weights_that_were_selected_are_reported(tmp_path):
         checkpoint.save({"model": {}, "state": {"best_step": step}}, path)
         if step == 3:
             assert load_best(path, state)["model"] == {}
-    lost = r"The weights of step 3, which val selected \(0.7500\), are lost, and nothing is reported"
+    lost = r"The weights of step 3, which val selected \(0.7500\), are lost, so nothing is reported"
     with pytest.raises(UserError, match=rf"best.pt is of step 2. {lost}"):
         load_best(path, state)
     flip(path)

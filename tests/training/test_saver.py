@@ -74,7 +74,7 @@ def test_a_full_disk_is_a_warning_and_a_row_and_the_next_save_tries_again(disk):
     )
     disk.full = False
     disk.save(10)
-    assert disk.console.said[2:] == ["step 10: the checkpoint is written, after 2 that were not"]
+    assert disk.console.said[2:] == ["step 10: the checkpoint is written, after 2 failures"]
     disk.full = True
     disk.save(12)
     assert disk.rows[2:] == [(12, {"checkpoint/failed": 1})]  # counted anew
@@ -90,7 +90,7 @@ def test_ten_failures_in_a_row_end_the_run(disk):
         match="10 checkpoints .* step 11; .* step 1. ",
     ):
         disk.save(11)
-    assert checkpoint.MOST_FAILED == 10
+    assert checkpoint.MAX_FAILED_SAVES == 10
     assert disk.step("last.pt") == 1
 
 
@@ -98,7 +98,7 @@ def test_the_last_of_a_run_must_be_saved(disk):
     disk.full = True
     with pytest.raises(
         UserError,
-        match="step 9, .*; nothing was saved before",
+        match="step 9, .*; no checkpoint was saved before",
     ):
         disk.save(9, must=True)
 
@@ -108,7 +108,7 @@ def test_no_checkpoint_is_written_before_the_rows_up_to_it(disk):
     disk.save(4, unwritten=(None, "steps_rank1.csv: No space left on device"))
     assert disk.step("last.pt") == 2
     assert disk.rows == [(4, {"checkpoint/failed": 1})]
-    assert "step 4: rows of rank 1's logs wait, steps_rank1.csv: No space left" in disk.console.said[0]
+    assert "step 4: log rows of rank 1 are not written (steps_rank1.csv: No space left" in disk.console.said[0]
 
 
 def test_the_best_weights_wait_in_memory_and_are_written_before_the_next_checkpoint(disk):

@@ -107,8 +107,8 @@ def test_what_does_not_fit_into_a_phase():
 
     assert words(WarmupStableDecay(warmup="50%", anneal="50%")) is None
     assert words(WarmupStableDecay(warmup="1ep", anneal="15it")) == (
-        "warmup (10 steps) and anneal (15 steps) take longer than the phase, which has 20 steps: its peak is never "
+        "warmup (10 steps) and anneal (15 steps) are longer than the phase, which has 20 steps: its peak is never "
         "reached"
     )
-    assert words(Cosine(warmup="5ep")).startswith("warmup (50 steps) take")
+    assert words(Cosine(warmup="5ep")).startswith("warmup (50 steps) are longer")
     assert words(MultiStep(milestones=("5ep",))) is None

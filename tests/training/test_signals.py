@@ -11,7 +11,7 @@ import torch
 from clock import TIMED
 
 from vidtrain.training import checkpoint
-from vidtrain.training.signals import EXIT_STOPPED, PreemptionHandler, Stopped
+from vidtrain.training.process import EXIT_STOPPED, PreemptionHandler, Stopped
 
 
 def send(number=signal.SIGTERM):
@@ -42,7 +42,7 @@ def test_the_first_interrupt_is_heard_like_the_others_and_ends_with_130():
 
 def test_the_second_interrupt_ends_the_process_at_once():
     script = (
-        "import signal, time; from vidtrain.training.signals import PreemptionHandler\n"
+        "import signal, time; from vidtrain.training.process import PreemptionHandler\n"
         "with PreemptionHandler() as preemption, preemption.deferred():\n"
         "    signal.raise_signal(signal.SIGTERM); signal.raise_signal(signal.SIGINT); print('still here')\n"
     )

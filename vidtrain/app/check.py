@@ -26,10 +26,10 @@ from vidtrain.models.exporting import check_onnx
 from vidtrain.models.lora import adapter_parameters
 from vidtrain.runs.export import check_geometry
 from vidtrain.training.distributed import Ranks
-from vidtrain.training.rendezvous import find_place
+from vidtrain.training.process import launch_info
 from vidtrain.training.run import LoraSettings, TrainerSettings
 from vidtrain.training.schedules import in_steps, steps
-from vidtrain.training.stages import apply_phase, check_together, lora_of
+from vidtrain.training.stages import apply_phase, check_average, lora_of
 from vidtrain.training.validation import selecting_weights
 
 TRAINING_ONLY = ("optimizer", "schedule", "stage", "objective", "probe", "logger", "init_from", "pretrained", "export")
@@ -252,7 +252,7 @@ def _phases_of(cfg: DictConfig, model: VideoClassifier) -> None:
             if lora is not None and phase.lora is not None and not adapter_parameters(model):
                 build.adapters_of(lora).add_to(model)
             apply_phase(model, phase)
-            check_together(phase, to_settings(cfg.trainer, TrainerSettings))
+            check_average(phase, to_settings(cfg.trainer, TrainerSettings))
             if phase.cache_features:
                 _check_cache(cfg)
         except UserError as error:
@@ -300,4 +300,4 @@ def _try_model(cfg: DictConfig, model: VideoClassifier) -> None:
 
 def ranks_to_come() -> Ranks:
     """A `Ranks` with the number of ranks from the environment of torchrun or SLURM, without joining them."""
-    return Ranks(torch.device("cpu"), world_size=find_place().world_size)
+    return Ranks(torch.device("cpu"), world_size=launch_info().world_size)

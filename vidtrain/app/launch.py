@@ -51,7 +51,7 @@ from vidtrain.tracking.console import (
     take_every_character,
     use_utf8,
 )
-from vidtrain.training.rendezvous import find_place
+from vidtrain.training.process import launch_info
 
 Config = TypeVar("Config")  # the schema's dataclass, or DictConfig
 Task = Callable[[DictConfig], float | None]
@@ -182,7 +182,7 @@ def _end_without_reader() -> NoReturn:
 
 def warn(message: str) -> None:
     """Prints a warning on standard error; of several ranks only rank 0 does."""
-    if find_place().rank == 0:
+    if launch_info().rank == 0:
         print(shown_lines(masked(f"warning: {message}")), file=sys.stderr, flush=True)
 
 
@@ -194,7 +194,7 @@ def fail(message: str, status: int = EXIT_USER_ERROR) -> NoReturn:
 
 def report(faults: Sequence[Fault]) -> None:
     """Prints faults and ends the program, if there are any."""
-    if faults and find_place().rank:  # every rank finds the same faults, and rank 0 prints them
+    if faults and launch_info().rank:  # every rank finds the same faults, and rank 0 prints them
         # The launcher ends all ranks when one has ended, so rank 0 must get time to print them
         time.sleep(FIRST_RANK_S)
         sys.exit(EXIT_USER_ERROR)
@@ -357,7 +357,7 @@ def is_trial(context: HydraConf) -> bool:
 def sweep_faults(overrides: Sequence[str]) -> list[tuple[str, str]]:
     """Reasons why a sweep cannot be started from this process, as (key, what is wrong)."""
     faults = []
-    place = find_place()
+    place = launch_info()
     if place.world_size > 1:
         program = {"torchrun": "torchrun", "slurm": "srun"}[place.launcher]
         why = (

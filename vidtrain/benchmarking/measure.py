@@ -31,11 +31,10 @@ from vidtrain.runs.assemble import Record, RunData, assemble, make_parts
 from vidtrain.tracking.run_log import NullRunLog
 from vidtrain.training.distributed import Ranks, autocast
 from vidtrain.training.loop import train_step
-from vidtrain.training.phases import Phase
+from vidtrain.training.phases import Phase, TrainState
 from vidtrain.training.profiling import PARTS, StepClock, peak_memory, reset_peak
 from vidtrain.training.run import Console, Run
 from vidtrain.training.stages import check_phases, prepare_batch_norm, set_train_mode
-from vidtrain.training.state import TrainState
 from vidtrain.training.validation import kept_average
 
 Advance = Callable[[int], object]  # takes the number of steps, or batches, so far

@@ -19,7 +19,7 @@ from vidtrain.models.classifier import ManyHeads
 from vidtrain.runs.frozen_encoder import heads_of
 from vidtrain.tracking.console import format_seconds
 from vidtrain.training.distributed import PRECISIONS
-from vidtrain.training.rendezvous import cores
+from vidtrain.training.process import cores
 from vidtrain.training.run import Console, Run
 from vidtrain.training.schedules import steps
 from vidtrain.training.stages import apply_phase, lora_of

@@ -1,7 +1,7 @@
 """Builds manifests, and the batches of training and evaluation, from a configuration."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +36,9 @@ from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.data.sources.motion import MARKER, Motion
 from vidtrain.data.stores.cache import use_cache
 from vidtrain.errors import UserError
+from vidtrain.files.escaping import shown
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import Console
-from vidtrain.training.validation import check_dataset
 
 FOLLOWED = 200  # if pretraining has no val split, about so many training videos serve as one
 INDEX_ROOT, DATA_ROOT = DataSettings().index_root, "data"  # the defaults of the schema
@@ -133,15 +133,31 @@ def manifests(cfg: DictConfig, ranks: Ranks, console: Console) -> dict[str, Mani
     ranks.on_main(lambda: made_first.append(open_manifests(source, folder)))
     splits = made_first[0] if made_first else open_manifests(source, folder)
     if cfg.objective is None:
-        several = {split: manifest.multi_label for split, manifest in splits.items()}
+        multi_label = {split: manifest.multi_label for split, manifest in splits.items()}
         independent = instantiate_component(cfg.loss).independent
-        check_dataset(cfg.dataset.name, splits["train"].classes, several, independent)
+        check_dataset(cfg.dataset.name, splits["train"].classes, multi_label, independent)
     elif "val" not in splits:  # pretraining without val evaluates the loss on some training videos
         train = splits["train"]
         splits = {**splits, "val": train.subset(range(0, len(train), every_for(len(train), FOLLOWED)))}
     splits = redirected(cfg, splits, console)
     ranks.on_main(lambda: check_present(splits, missing_hint(cfg), console.warn))
     return splits
+
+
+def check_dataset(name: str, classes: Sequence[str], multi_label: Mapping[str, bool], independent: bool) -> None:
+    """Raises `UserError` for a dataset that no classifier can train on: with one class, with videos that may have
+    several labels (`multi_label`, by split) and a loss that is not `independent`, or with such videos only in some
+    splits."""
+    if len(classes) < 2:
+        raise UserError(f"dataset {name} has one class, {shown(classes[0])}: training needs two or more")
+    if any(multi_label.values()) and not independent:
+        raise UserError(
+            f"videos of dataset {name} may have several labels, so the loss must score classes independently: choose "
+            "loss=bce (or focal), with trainer.monitor=map"
+        )
+    if any(multi_label.values()) and not all(multi_label.values()):
+        splits = ", ".join(split for split, has_several in multi_label.items() if has_several)
+        raise UserError(f"videos of dataset {name} may have several labels in {splits} only; all splits must agree")
 
 
 def listed_splits(cfg: DictConfig, console: Console) -> dict[str, Manifest]:

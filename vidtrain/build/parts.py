@@ -28,7 +28,7 @@ from vidtrain.models.masked_models import MaskedModel
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.training.checkpoint import resumable
 from vidtrain.training.distributed import Ranks
-from vidtrain.training.rendezvous import cores
+from vidtrain.training.process import cores
 from vidtrain.training.run import Console, LoraSettings, PhaseSettings
 from vidtrain.training.stages import lora_of, never_trained
 

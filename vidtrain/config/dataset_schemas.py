@@ -7,7 +7,7 @@ from vidtrain.config.schemas import IndexSettings
 from vidtrain.training.run import a_size, above, at_least, one_of, setting, share
 
 NETWORKS = one_of("random", "imagenet")
-BOUND = at_least(0, rest=", or null for no bound")
+BOUND = at_least(0, advice=", or null for no bound")
 
 
 @dataclass

@@ -38,10 +38,10 @@ from vidtrain.training import checkpoint
 from vidtrain.training.distributed import Ranks, autocast
 from vidtrain.training.losses import Classification, Loss, MaskedPrediction, Objective, describe_loss
 from vidtrain.training.optimizers import OptimizerFactory
+from vidtrain.training.phases import TrainState
+from vidtrain.training.process import PreemptionHandler
 from vidtrain.training.run import Console, Evaluation, Log, PhaseSettings, PhaseTask, Run, TrainerSettings
 from vidtrain.training.schedules import Schedule
-from vidtrain.training.signals import PreemptionHandler
-from vidtrain.training.state import TrainState
 from vidtrain.training.validation import check_monitor
 
 
@@ -280,7 +280,8 @@ class Goal(ABC):
             videos.crops,
         )
         # after a signal the table may be incomplete
-        self.preemption.stop_if(self.ranks.any_rank(self.preemption.stop_requested))
+        if self.ranks.any_rank(self.preemption.stop_requested):
+            self.preemption.raise_stopped()
         return table
 
 

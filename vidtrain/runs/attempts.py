@@ -21,7 +21,7 @@ from vidtrain.errors import DivergedError, Pruned, UserError
 from vidtrain.files.atomic import JsonLines, read_json, read_json_lines, whole_lines, write_json_atomic
 from vidtrain.files.escaping import shown_lines
 from vidtrain.tracking.run_log import each_metric
-from vidtrain.training.signals import EXIT_STOPPED, PreemptionHandler, Stopped
+from vidtrain.training.process import EXIT_STOPPED, PreemptionHandler, Stopped
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.distributed import Ranks
@@ -255,7 +255,7 @@ def run_attempt(folder: Path, ranks: "Ranks", preemption: PreemptionHandler) -> 
             attempt.record(PRUNED)
         raise
     except Exception as error:
-        preemption.hold()  # a scheduler signals the other ranks as soon as one has failed
+        preemption.keep_deferring()  # a scheduler signals the other ranks as soon as one has failed
         attempt.end_failed(error)
         raise
     if ranks.is_main:

@@ -29,8 +29,8 @@ from vidtrain.runs.examples import MOST_MASKED, draw_features, draw_masked
 from vidtrain.runs.report import close, draw_all, draw_page, load_best, plot_curves
 from vidtrain.tracking.run_log import RunLog, each_metric
 from vidtrain.training.distributed import Ranks
+from vidtrain.training.phases import TrainState
 from vidtrain.training.run import Console
-from vidtrain.training.state import TrainState
 from vidtrain.training.validation import METRIC_PREFIXES
 
 PROBES: Mapping[str, Classifier] = {"knn_top1": nearest_neighbors, "linear_top1": logistic_regression}

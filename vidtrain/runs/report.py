@@ -36,11 +36,11 @@ from vidtrain.runs.page import PAGE, write_page
 from vidtrain.tracking.run_log import RunLog, each_metric
 from vidtrain.training import checkpoint
 from vidtrain.training.distributed import Ranks
+from vidtrain.training.phases import TrainState
+from vidtrain.training.process import PreemptionHandler
 from vidtrain.training.run import Console, Evaluation, PhaseSettings
-from vidtrain.training.signals import PreemptionHandler
 from vidtrain.training.stages import head_choices, head_names
-from vidtrain.training.state import TrainState
-from vidtrain.training.validation import HEADS, METRIC_PREFIXES
+from vidtrain.training.validation import HEADS_PREFIX, METRIC_PREFIXES
 
 MOST_SHOWN = 40  # heads in the closing table
 TRY_MOTION = "Try experiment=few_labels, whose input includes frame differences, or more frames, or more videos"
@@ -282,7 +282,7 @@ def beside_baselines(data: RunData, split: str, predictions: Path, console: Cons
 def rank_heads(folder: Path, parts: Parts) -> list[dict[str, Any]]:
     """Writes heads.csv with a row for each head of a grid, the best first; returns the rows, or none without a grid."""
     monitor = parts.settings.monitor
-    rows = [row for row in each_metric(folder) if any(key.startswith(HEADS) for key in row)]
+    rows = [row for row in each_metric(folder) if any(key.startswith(HEADS_PREFIX) for key in row)]
     heads = head_table(rows, parts.phases, monitor, DIRECTIONS[monitor])
     if heads:
         write_text_atomic(folder / "heads.csv", csv_text([list(heads[0]), *(list(row.values()) for row in heads)]))
@@ -343,7 +343,7 @@ def head_table(
             continue
         choices = zip(head_names(phase.heads), head_choices(phase.heads), strict=True)
         for place, (name, (lr, decay)) in enumerate(choices):
-            prefix = f"{HEADS}/{name}/"
+            prefix = f"{HEADS_PREFIX}/{name}/"
             evaluations = [row for row in rows if row.get("phase") == phase_name and f"{prefix}{monitor}" in row]
             best = min(evaluations, key=lambda row: (_cost(row, prefix, monitor, sign), row["step"]), default=None)
             if best is None:

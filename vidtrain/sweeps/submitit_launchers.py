@@ -20,7 +20,7 @@ from vidtrain.config.renames import accept_old_keys
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import masked, shown_lines
 from vidtrain.files.folders import ROOT
-from vidtrain.training.signals import EXIT_INTERRUPTED, EXIT_STOPPED, leave_at_exit
+from vidtrain.training.process import EXIT_INTERRUPTED, EXIT_STOPPED, leave_at_exit
 
 REQUEUE = ROOT / "experiments" / "slurm" / "requeue.sh"
 ENDED = "COMPLETED"

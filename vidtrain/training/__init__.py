@@ -5,18 +5,16 @@ To add a term of the loss: `Classification` in losses.py; a hook: `Run` and vidt
 `TrainerSettings` in run.py.
 
 loop.py        the loop
-phases.py      `Trainer`, the state of the whole run, and `Phase`, the state of one phase
+phases.py      `Trainer` and `TrainState`, the state of the whole run; `Phase`, the state of one phase
 run.py         what the loop works with: settings, and the parts that the app assembles
 stages.py      what a phase trains, at which rate and decay; its heads: one, or a grid
 optimizers.py  the optimizer of a phase; in a grid, one for each head; timm's optimizers by name
 schedules.py   learning rate and weight decay as functions of the step
-losses.py      losses, class weights, and the objective, which gives the loss of every head on a batch
-state.py       the counters and sums that a run resumes from
+losses.py      losses, class weights, the sums of an epoch, and the objective: the loss of every head on a batch
 validation.py  evaluation on val, of the weights and of their moving average
-checkpoint.py  checkpoints: written whole even when the disk fills up, read safely; which one a run resumes from
+checkpoint.py  checkpoints: atomic writing, safe reading, and the one that a run resumes from
 profiling.py   seconds of each part of a step, peak memory, the profiler of debug=profile
 distributed.py the ranks of a run: joining the process group, and the few collectives
 heartbeat.py   monitors that notice a lost rank and end all others
-rendezvous.py  rank, world size and address, from the environment of torchrun or SLURM
-signals.py     signals that ask a run to stop
+process.py     this process as torchrun or SLURM started it: rank and address; the signals that stop it
 """

@@ -1,5 +1,5 @@
-"""Checkpoints: writing them atomically, reading them without running code, and choosing which one a run resumes from
-and which weights it reports."""
+"""Checkpoints: writing them atomically, reading them without running code, and choosing the one that a run resumes
+from."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # programs use the file names below before torch, whose impor
     from torch import Tensor, nn
 
     from vidtrain.training.distributed import Ranks
+    from vidtrain.training.phases import TrainState
     from vidtrain.training.run import Console, Log
-    from vidtrain.training.state import TrainState
 
 FORMAT = "vidtrain/1"
 
@@ -63,8 +63,8 @@ def load(path: Path | str) -> dict:
 
 
 def restore(model: nn.Module, weights: Mapping[str, Tensor], source: str, left_out: Collection[str] = ()) -> None:
-    """Copies `weights` into the model. Names and shapes must match exactly, except that the tensors named in `left_out`
-    are absent and stay as they are. Raises `UserError` naming the first tensors that do not match."""
+    """Copies `weights` into the model. `weights` must have exactly the names and shapes of the model's tensors, without
+    those named in `left_out`, which do not change. Raises `UserError` naming the first tensors that do not match."""
     current = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
     wrong = [name for name in current.keys() ^ weights.keys()]
     wrong += [name for name in current.keys() & weights.keys() if current[name].shape != weights[name].shape]
@@ -93,7 +93,7 @@ def resumable(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a step_*.pt; -1 if a user gave another file such a name."""
+    """The step in the name of a step_*.pt; -1 if the name holds no number."""
     digits = path.stem.removeprefix("step_")
     return int(digits) if digits.isdecimal() else -1
 
@@ -101,8 +101,8 @@ def step_of(path: Path) -> int:
 def put_in_place(temporary: Path, path: Path, previous: Path | None) -> None:
     """Renames `temporary` to `path`; the old file at `path` becomes `previous`, if one is named.
 
-    At every instant `path` is the complete old or new file, and `previous` is an older one. On a file system without
-    hard links, `path` is absent for an instant, during which `previous` is the old file.
+    At every instant `path` is complete, old or new, and `previous` is an older file. On a file system without hard
+    links, `path` is absent for an instant, during which `previous` is the old file.
     """
     if previous is not None and path.exists():
         spare = previous.with_name(f".{previous.name}.tmp")
@@ -121,29 +121,27 @@ def put_in_place(temporary: Path, path: Path, previous: Path | None) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a damaged checkpoint, so that it is never used again; returns the new path."""
-    aside = path.with_name(DAMAGED + path.name)
-    os.replace(path, aside)
-    return aside
+    """Renames a damaged checkpoint, so that no run uses it again; returns the new path."""
+    renamed = path.with_name(DAMAGED + path.name)
+    os.replace(path, renamed)
+    return renamed
 
 
 def remove_strays(folder: Path) -> None:
     """Deletes the temporary files of a process that was killed while it saved. The caller must hold the folder's lock,
-    as it would otherwise delete the files of a process that is saving now."""
+    so that no other process is saving."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
-MOST_FAILED = 10  # a run ends after so many failed saves in a row
+MAX_FAILED_SAVES = 10  # this many failed saves in a row end the run
 
 
 class Saver:
-    """Writes the checkpoints of a run, on rank 0. If the disk is full, a checkpoint is missed and the run goes on.
+    """Writes the checkpoints of a run, on rank 0. If the disk is full, a checkpoint is skipped and the run goes on.
 
-    The log rows up to a checkpoint's step, and the best weights, are written before the checkpoint itself. So a run
-    that resumes from it misses none of them, even if earlier writes failed.
-
-    `metadata` goes into every checkpoint.
+    The log rows up to a checkpoint's step, and the best weights, are written before the checkpoint itself. So none of
+    them is missing when a run resumes from it. Every checkpoint holds `metadata`.
     """
 
     def __init__(self, folder: Path, metadata: Mapping[str, Any], ranks: Ranks, log: Log, console: Console):
@@ -159,7 +157,8 @@ class Saver:
             remove_strays(folder)
 
     def best(self, payload: Mapping[str, Any]) -> None:
-        """Writes best.pt, or keeps a copy of the weights and writes it before the next checkpoint."""
+        """Writes best.pt. If that fails, keeps a copy of the weights in memory and writes it before the next
+        checkpoint."""
         if not self._ranks.is_main:
             return
         self._unsaved_best = {**self._metadata, **payload}
@@ -170,23 +169,23 @@ class Saver:
             self._unsaved_best = {**self._metadata, **payload, "model": weights}
             self._console.warn(f"{error}. These weights are kept in memory and written with the next checkpoint")
 
-    def save(self, payload: Mapping[str, Any], unwritten: Sequence[str | None], keep: bool, must: bool) -> bool:
+    def save(self, payload: Mapping[str, Any], unwritten: Sequence[str | None], keep: bool, required: bool) -> bool:
         """Writes last.pt, after the old one has become previous.pt, and with `keep` also a step_*.pt; returns whether
         it succeeded.
 
-        `unwritten` holds for each rank why its log rows are not on the disk, or None; if any are not, nothing is
-        saved. A failure is a warning, counted as checkpoint/failed in the metrics, and the next call tries again.
-        Raises `UserError` on every rank after a failure if the checkpoint `must` be written, and after `MOST_FAILED`
+        `unwritten` holds for each rank the reason why its log rows are not on the disk, or None. With any reason,
+        nothing is saved. A failure is a warning, which the metrics count as checkpoint/failed; the next call tries
+        again. Raises `UserError` on every rank if saving a `required` checkpoint fails, and after `MAX_FAILED_SAVES`
         failures in a row.
         """
-        return self._ranks.on_main(lambda: self._save(payload, unwritten, keep, must))
+        return self._ranks.on_main(lambda: self._save(payload, unwritten, keep, required))
 
-    def _save(self, payload: Mapping[str, Any], unwritten: Sequence[str | None], keep: bool, must: bool) -> bool:
+    def _save(self, payload: Mapping[str, Any], unwritten: Sequence[str | None], keep: bool, required: bool) -> bool:
         step = payload["state"]["total_step"]
         try:
             for rank, reason in enumerate(unwritten):
                 if reason is not None:
-                    raise NotSaved(f"no checkpoint at step {step}: rows of rank {rank}'s logs wait, {reason}")
+                    raise NotSaved(f"no checkpoint at step {step}: log rows of rank {rank} are not written ({reason})")
             self._write_best()
             content = {**self._metadata, **payload}
             if keep:
@@ -195,31 +194,31 @@ class Saver:
         except NotSaved as error:
             self._failed += 1
             self._log.log({"checkpoint/failed": self._failed}, step)
-            self._refuse_or_warn(str(error), step, must)
+            self._raise_or_warn(str(error), step, required)
         else:
             if self._failed:
-                self._console.info(f"step {step}: the checkpoint is written, after {self._failed} that were not")
+                self._console.info(f"step {step}: the checkpoint is written, after {self._failed} failures")
             self._failed, self._newest = 0, step
         return self._newest == step
 
-    def _refuse_or_warn(self, error: str, step: int, must: bool) -> None:
+    def _raise_or_warn(self, error: str, step: int, required: bool) -> None:
         saved = resumable(self._folder)
-        newest = "nothing was saved before" if not saved else "the newest checkpoint stays as it was"
+        newest = "no checkpoint was saved before" if not saved else "the newest checkpoint is unchanged"
         if self._newest is not None:
             newest = f"the newest checkpoint is of step {self._newest}"
-        if must:
+        if required:
             raise UserError(
-                f"{error}\nTraining is done at step {step}, and its last checkpoint could not be saved; {newest}. Free "
-                "some space and resume with run_dir=: the steps since are taken again, and give the same weights"
+                f"{error}\nTraining is done at step {step}, but its last checkpoint could not be saved; {newest}. Free "
+                "some space and resume with run_dir=: the run repeats the steps since, and ends with the same weights"
             )
-        if self._failed >= MOST_FAILED:
+        if self._failed >= MAX_FAILED_SAVES:
             raise UserError(
                 f"{error}\n{self._failed} checkpoints in a row could not be written, the last at step {step}; "
                 f"{newest}. Free some space and resume with run_dir="
             )
         self._console.warn(
             f"step {step}: {error}. The run goes on and tries again with the next checkpoint (failure {self._failed} "
-            f"in a row; {MOST_FAILED} end the run)"
+            f"in a row; {MAX_FAILED_SAVES} end the run)"
         )
 
     def _write_best(self) -> None:
@@ -228,17 +227,18 @@ class Saver:
             self._unsaved_best = None
 
 
-# --- which checkpoint a run resumes from, and which weights it reports -----------------------------------
+# --- the checkpoint that a run resumes from, and the weights that it reports ------------------------------
 
-NEEDED = ("model", "state", "optimizer", "sums")
+RESUME_KEYS = ("model", "state", "optimizer", "sums")
 
 
 def find_resume(folder: Path, ranks: Ranks, console: Console) -> tuple[Path, dict[str, Any]] | None:
-    """Path and content of the newest checkpoint in `folder` that verifies, on every rank; None if there is none at all.
+    """Path and content of the newest intact checkpoint in `folder`, on every rank; None if the folder holds none at
+    all.
 
-    A damaged checkpoint is renamed, and named on the console with its cause, so that it never replaces a good one.
-    Raises `UserError` on every rank, naming each cause, if there are checkpoints and none verifies: a run never
-    restarts from scratch by itself.
+    A damaged checkpoint is renamed, so that it never replaces a good one, and the console names it with its cause.
+    Raises `UserError` on every rank, naming each cause, if all checkpoints are damaged: a run never restarts from
+    scratch by itself.
     """
     loaded: list[dict[str, Any]] = []  # the checkpoint's content, read on this rank
 
@@ -248,7 +248,7 @@ def find_resume(folder: Path, ranks: Ranks, console: Console) -> tuple[Path, dic
             return None
         path, payload, warnings = newest
         loaded.append(payload)
-        return path, [*warnings, *_lost_best(folder, payload)]
+        return path, [*warnings, *_best_warnings(folder, payload)]
 
     chosen = ranks.on_main(choose)
     if chosen is None:
@@ -256,27 +256,27 @@ def find_resume(folder: Path, ranks: Ranks, console: Console) -> tuple[Path, dic
     path, warnings = chosen
     for warning in warnings:
         console.warn(warning)
-    refusal = None if ranks.is_main else _refusal(lambda: loaded.append(_load_whole(path)))
-    refusals = [refusal for refusal in ranks.gather_objects(refusal) if refusal is not None]
-    if refusals:
-        raise UserError(refusals[0])
+    own_error = None if ranks.is_main else _error_message(lambda: loaded.append(_load_resumable(path)))
+    errors = [message for message in ranks.gather_objects(own_error) if message is not None]
+    if errors:
+        raise UserError(errors[0])
     return path, loaded[0]
 
 
 def _newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """Path and content of the newest checkpoint that verifies, and warnings about damaged ones."""
+    """Path and content of the newest intact checkpoint, and warnings about damaged ones."""
     candidates = resumable(folder)
     if not candidates:
         return None
     newest: tuple[Path, dict[str, Any]] | None = None
     damaged: dict[Path, str] = {}
     for path in candidates:
-        # last.pt is always newer than previous.pt; a step_*.pt is read only if its step is newer than what is loaded
+        # last.pt is always newer than previous.pt; a step_*.pt is read only if it is newer than what is loaded
         is_step_file = path.name not in (LAST, PREVIOUS)
         if newest is not None and not (is_step_file and step_of(path) > newest[1]["state"]["total_step"]):
             continue
         try:
-            newest = path, _load_whole(path)
+            newest = path, _load_resumable(path)
         except UserError as error:
             damaged[path] = str(error)
     if newest is None:
@@ -287,18 +287,16 @@ def _newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
             f"if best.pt is good, init_from={folder / BEST} starts from its weights"
         )
     path, payload = newest
-    warnings = [
-        f"passed over {bad.name}, and renamed it {set_aside(bad).name}: {cause}" for bad, cause in damaged.items()
-    ]
+    warnings = [f"skipped {bad.name}, and renamed it {set_aside(bad).name}: {cause}" for bad, cause in damaged.items()]
     if warnings:
         step = payload["state"]["total_step"]
-        warnings.append(f"resuming from {path.name} instead, at step {step}: the steps since are taken again")
+        warnings.append(f"resuming from {path.name} instead, at step {step}: the steps since are repeated")
     return path, payload, warnings
 
 
-def _load_whole(path: Path) -> dict[str, Any]:
+def _load_resumable(path: Path) -> dict[str, Any]:
     payload = load(path)
-    absent = [key for key in NEEDED if key not in payload]
+    absent = [key for key in RESUME_KEYS if key not in payload]
     if absent:
         raise UserError(
             f"checkpoint {path} lacks {', '.join(absent)}: it holds weights, but not the state to resume from"
@@ -306,20 +304,20 @@ def _load_whole(path: Path) -> dict[str, Any]:
     return payload
 
 
-def _lost_best(folder: Path, payload: Mapping[str, Any]) -> list[str]:
-    """A warning if the run's best.pt is absent or damaged: the user learns it now, not after hours of training."""
+def _best_warnings(folder: Path, payload: Mapping[str, Any]) -> list[str]:
+    """A warning if the run's best.pt is absent or damaged, so that the user learns it before hours of training."""
     best, path = payload["state"]["best"], folder / BEST
     if best is None:
         return []
     from vidtrain.files.torch_files import verify
 
-    lost = _refusal(lambda: verify(path)) if path.is_file() else f"checkpoint {path} is not there"
-    if lost is None:
+    problem = _error_message(lambda: verify(path)) if path.is_file() else f"checkpoint {path} does not exist"
+    if problem is None:
         return []
-    return [f"{lost}. Unless a later evaluation is better than {best:.4f}, this run will have no weights to report"]
+    return [f"{problem}. Unless a later evaluation is better than {best:.4f}, this run has no weights to report"]
 
 
-def _refusal(action: Callable[[], object]) -> str | None:
+def _error_message(action: Callable[[], object]) -> str | None:
     try:
         action()
     except UserError as error:
@@ -329,18 +327,18 @@ def _refusal(action: Callable[[], object]) -> str | None:
 
 def load_best(path: Path, state: TrainState) -> dict[str, Any]:
     """The content of best.pt at the end of a run. Raises `UserError` if it is damaged or not the checkpoint that val
-    selected: the run reports the selected weights or nothing."""
+    selected, because a run reports the selected weights or nothing."""
     selected = f"weights of step {state.best_step}, which val selected ({state.best:.4f}),"
     try:
         best = load(path)
     except UserError as error:
-        refusal = str(error)
+        problem = str(error)
     else:
         if best["state"]["best_step"] == state.best_step:
             return best
-        refusal = f"checkpoint {path} is of step {best['state']['best_step']}"
+        problem = f"checkpoint {path} is of step {best['state']['best_step']}"
     raise UserError(
-        f"{refusal}. The {selected} are lost, and nothing is reported. Training is done: replace the file with a good "
+        f"{problem}. The {selected} are lost, so nothing is reported. Training is done: replace the file with a good "
         "copy and resume with run_dir=, or report the last weights with python -m vidtrain.evaluate "
         f"checkpoint={path.with_name(LAST)}"
     )

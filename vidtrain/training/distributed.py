@@ -14,9 +14,8 @@ import torch.distributed as dist
 
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_lines
-from vidtrain.training.heartbeat import LINGER_SECONDS, RankMonitor, RefusedByMain, of_peers, status_of
-from vidtrain.training.rendezvous import Place, find_place, meeting_point
-from vidtrain.training.signals import EXIT_STOPPED, Stopped, leave_at_exit
+from vidtrain.training.heartbeat import LINGER_SECONDS, RankMonitor, RefusedByMain, exit_status, is_lost_connection
+from vidtrain.training.process import EXIT_STOPPED, LaunchInfo, Stopped, launch_info, leave_at_exit, master_address
 
 T = TypeVar("T")
 RANK_TIMEOUT = 60.0
@@ -43,9 +42,9 @@ class Ranks:
         """Rank 0's `value`, on every rank."""
         if self.world_size == 1:
             return value
-        box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        objects: list[Any] = [value]
+        dist.broadcast_object_list(objects, src=0)
+        return objects[0]
 
     def on_main(self, make: Callable[[], T]) -> T:
         """Calls `make` on rank 0 and returns its result on every rank. A `UserError` that it raises is raised on every
@@ -81,7 +80,7 @@ class Ranks:
         return total
 
     def any_rank(self, value: bool) -> bool:
-        """Whether `value` is true on any rank, on every rank. It runs on the CPU, so that it does not wait for GPUs."""
+        """Whether `value` is true on any rank, on every rank. The CPU reduces it, so no rank waits for its GPU."""
         if self.world_size == 1:
             return value
         flag = torch.tensor(int(value), dtype=torch.int32)
@@ -89,7 +88,7 @@ class Ranks:
         return bool(flag)
 
     def all_reduce_sum(self, *numbers: int) -> list[int]:
-        """The sum over ranks of each of `numbers`, on every rank. It runs on the CPU, too."""
+        """The sum over ranks of each of `numbers`, on every rank. The CPU reduces them, too."""
         if self.world_size == 1:
             return list(numbers)
         totals = torch.tensor(numbers, dtype=torch.int64)
@@ -97,7 +96,7 @@ class Ranks:
         return totals.tolist()
 
     def share_buffers(self, model: torch.nn.Module) -> None:
-        """Copies rank 0's buffers to every rank: the running statistics of batch norms, say, differ between ranks."""
+        """Copies rank 0's buffers, such as running statistics of batch norms, to every rank."""
         if self.world_size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
@@ -112,15 +111,15 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
     """A context that joins the process group described in the environment by torchrun or SLURM, if there is one.
 
     `device` is auto, cpu, cuda or a torch device. CUDA tensors use NCCL, all others gloo. If a rank sends no heartbeat
-    for `rank_timeout` seconds, all ranks end. After an exception the process group is not destroyed: that could wait
-    for a rank that has ended, and the process is about to end anyway.
+    for `rank_timeout` seconds, all ranks end. After an exception the process group is not destroyed, because destroying
+    it could wait for a rank that has ended.
     """
-    place = find_place()
-    torch_device = _device(device, place)
-    if place.world_size == 1:
+    launch = launch_info()
+    torch_device = _device(device, launch)
+    if launch.world_size == 1:
         yield Ranks(torch_device)
         return
-    address, port = meeting_point()
+    address, port = master_address()
     start = timedelta(seconds=START_SECONDS)
 
     def connect() -> dist.Store:
@@ -129,59 +128,59 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
     backend = "cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo"
     started = time.monotonic()
     try:
-        if place.launcher == "torchrun":
+        if launch.launcher == "torchrun":
             dist.init_process_group(backend)
         else:
-            store = dist.TCPStore(address, port, place.world_size, is_master=place.rank == 0, timeout=start)
-            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
-        monitor = RankMonitor(connect, place.rank, place.world_size, rank_timeout)
+            store = dist.TCPStore(address, port, launch.world_size, is_master=launch.rank == 0, timeout=start)
+            dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size)
+        monitor = RankMonitor(connect, launch.rank, launch.world_size, rank_timeout)
     except RuntimeError as error:
-        if not isinstance(error, dist.DistNetworkError | dist.DistStoreError) and not of_peers(error):
+        if not isinstance(error, dist.DistNetworkError | dist.DistStoreError) and not is_lost_connection(error):
             raise
-        _did_not_meet(place, f"{address}:{port}", error, time.monotonic() - started)
+        _end_unconnected(launch, f"{address}:{port}", error, time.monotonic() - started)
     try:
-        yield Ranks(torch_device, place.rank, place.world_size, place.local_rank, place.local_world_size, monitor)
+        yield Ranks(torch_device, launch.rank, launch.world_size, launch.local_rank, launch.local_world_size, monitor)
     except BaseException as error:
-        run_end = monitor.end_after(error, status_of(error))
+        run_end = monitor.end_after(error, exit_status(error))
         leave_at_exit(run_end.status, LINGER_SECONDS)
         if isinstance(error, SystemExit | Stopped) or monitor.should_report(error, run_end):
             # After a stop, every rank has received the signal itself and needs no message about another rank
             raise
-        print(shown_lines(f"error: rank {place.rank} ends, as {run_end.message}"), file=sys.stderr, flush=True)
+        print(shown_lines(f"error: rank {launch.rank} ends, as {run_end.message}"), file=sys.stderr, flush=True)
         sys.exit(run_end.status)
     dist.barrier()
     monitor.close()
     try:
         dist.barrier()  # rank 0 holds the store, so it must not exit before all monitors are closed
     except RuntimeError as error:
-        # After the barrier above every rank has finished. On a busy machine, the first rank to leave this second
-        # barrier can close its connection before the others learn that it arrived. That loses nothing.
-        if not of_peers(error):
+        # The first rank to leave this barrier may close its connection before the others learn that it arrived. That
+        # is harmless, as every rank had finished at the first barrier
+        if not is_lost_connection(error):
             raise
     dist.destroy_process_group()
 
 
-def _did_not_meet(place: Place, address: str, error: RuntimeError, waited: float) -> NoReturn:
+def _end_unconnected(launch: LaunchInfo, address: str, error: RuntimeError, waited: float) -> NoReturn:
     """Ends this rank after a failed start: with status 75 under SLURM if requeueing the job may help, else by a
     `UserError`."""
     cause = str(error).splitlines()[0]
     port_taken, port_set = "EADDRINUSE" in cause, "MASTER_PORT" in os.environ
-    if place.launcher == "slurm" and not (port_taken and port_set) and waited < START_SECONDS / 2:
+    if launch.launcher == "slurm" and not (port_taken and port_set) and waited < START_SECONDS / 2:
         # A requeued job gets another port and perhaps other nodes, so it can succeed
         reason = "another program listens there" if port_taken else f"one of them was lost: {cause}"
-        print(f"error: the ranks did not meet at {address}, as {reason}; the job is to be requeued", file=sys.stderr)
+        print(f"error: the ranks cannot connect at {address}, as {reason}; requeue the job", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     if port_taken:
         raise UserError(
-            f"another program listens at {address}, where the ranks are to meet: set MASTER_PORT"
+            f"another program listens at {address}, where rank 0 must listen: set MASTER_PORT to a free port"
         ) from error
     raise UserError(
-        f"rank {place.rank} did not meet the others at {address}, where rank 0 listens ({cause}): is every rank "
-        "started, and can their nodes reach each other there? MASTER_ADDR and MASTER_PORT set another address"
+        f"rank {launch.rank} cannot connect to rank 0 at {address} ({cause}): check that every rank is "
+        "started and that the nodes can reach this address, or set another one in MASTER_ADDR and MASTER_PORT"
     ) from error
 
 
-def _device(name: str, place: Place) -> torch.device:
+def _device(name: str, launch: LaunchInfo) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -194,13 +193,13 @@ def _device(name: str, place: Place) -> torch.device:
         if not torch.cuda.is_available():
             raise UserError(f"trainer.device={name}, but torch sees no CUDA device; choose auto or cpu")
         # With --gpus-per-task, SLURM shows each task only its own GPU, as number 0
-        sees_own_gpu_only = place.launcher == "slurm" and torch.cuda.device_count() == 1
-        number = 0 if sees_own_gpu_only else place.local_rank
+        sees_own_gpu_only = launch.launcher == "slurm" and torch.cuda.device_count() == 1
+        number = 0 if sees_own_gpu_only else launch.local_rank
         device = torch.device("cuda", number if device.index is None else device.index)
         if device.index >= torch.cuda.device_count():
             raise UserError(
-                f"trainer.device={name} on local rank {place.local_rank} asks for GPU {device.index}, but this machine "
-                f"has {torch.cuda.device_count()}; start fewer processes or name another device"
+                f"trainer.device={name} on local rank {launch.local_rank} asks for GPU {device.index}, but this "
+                f"machine has {torch.cuda.device_count()}; start fewer processes or name another device"
             )
         torch.cuda.set_device(device)
     return device

@@ -1,20 +1,21 @@
-"""Losses: functions of fused logits, and of targets that are classes or shares of classes.
+"""Losses of fused logits and targets; the sums of an epoch; and the objective of a phase, which combines both.
 
-A loss is the plain mean over samples of their own losses, so it is the same number at any number of ranks and
-accumulation steps. PyTorch's weighted mean is not: it divides by the sum of the weights in the batch.
+A loss is the plain mean over samples, so it does not depend on the number of ranks and accumulation steps. PyTorch's
+weighted mean does, because it divides by the sum of the weights in the batch.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from dataclasses import dataclass, fields
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vidtrain.errors import UserError, check_share
+from vidtrain.evaluation.metrics import count_labels, from_class_counts, from_label_counts
 from vidtrain.evaluation.views import fuse
 from vidtrain.models.masked_models import MaskedModel
-from vidtrain.training.state import ClassSums, EpochSums
+from vidtrain.training.distributed import Ranks
 
 BALANCED = "balanced"
 
@@ -22,8 +23,8 @@ BALANCED = "balanced"
 class Loss(Protocol):
     """The interface of a loss.
 
-    `independent` is True if a sigmoid scores each class by itself, as videos with several labels need, and False if a
-    softmax makes the classes exclude each other.
+    `independent` is True if a sigmoid scores each class by itself, which videos with several labels need, and False if
+    a softmax makes the classes exclude each other.
     """
 
     independent: ClassVar[bool]
@@ -42,8 +43,8 @@ class CrossEntropy:
 
     `label_smoothing` spreads that share of every target evenly over all classes. `class_weights` are null, "balanced"
     or a number for each class. "balanced" means n / (k n_c) for a class with n_c of the n samples drawn in training, so
-    that every class has the same total weight. Only the proportions of a list matter: its weights are scaled to a mean
-    of 1 over the training samples, so that the size of the loss, and the best learning rate, stay about the same.
+    that every class has the same total weight. A list is scaled to a mean weight of 1 over the training samples, so the
+    loss and the best learning rate stay about the same.
 
     Raises `UserError` for values out of bounds.
     """
@@ -63,7 +64,7 @@ class CrossEntropy:
         if self.class_weights == BALANCED:
             # A class without samples gets the weight 1: its share of 0 would give an infinite one
             return torch.where(present, 1 / (present.sum() * shares), 1.0).float()
-        weights = _listed("class_weights", self.class_weights, shares)
+        weights = _weight_tensor("class_weights", self.class_weights, shares)
         mean = (weights * shares).sum() / shares.sum()
         if mean == 0:
             raise UserError("loss.class_weights are 0 for every class that has training videos")
@@ -102,10 +103,10 @@ class BinaryCrossEntropy:
             # A class that all samples hold, or none, has only positives or only negatives: it gets the weight 1
             has_both = (shares > 0) & (shares < 1)
             return torch.where(has_both, (1 - shares) / shares, 1.0).float()
-        return _listed("pos_weight", self.pos_weight, class_shares).float()
+        return _weight_tensor("pos_weight", self.pos_weight, class_shares).float()
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        targets = _answers(logits, targets) * (1 - self.label_smoothing) + self.label_smoothing / 2
+        targets = _one_hot(logits, targets) * (1 - self.label_smoothing) + self.label_smoothing / 2
         total = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum")
         return total / (len(logits) if self.sum_classes else logits.numel())
 
@@ -114,9 +115,9 @@ class BinaryCrossEntropy:
 class Focal:
     """Binary cross-entropy that reduces the weight of classes that are predicted well already (arXiv:1708.02002).
 
-    If p is the predicted probability of the target (of yes or no), the term has the weight (1 - p)^`gamma`. Unless
-    `alpha` is null, positives have the further weight alpha, and negatives 1 - alpha. The mean over classes, or with
-    `sum_classes` their sum.
+    If p is the predicted probability of the target (yes or no), the class's term has the weight (1 - p)^`gamma`. Unless
+    `alpha` is null, positives have the further weight alpha, and negatives 1 - alpha. The loss is the mean over
+    classes, or with `sum_classes` their sum.
 
     Raises `UserError` for values out of bounds.
     """
@@ -139,11 +140,11 @@ class Focal:
         from torchvision.ops import sigmoid_focal_loss  # takes seconds, which other losses need not wait for
 
         alpha = -1 if self.alpha is None else self.alpha  # torchvision applies no weights for alpha < 0
-        total = sigmoid_focal_loss(logits, _answers(logits, targets), alpha, self.gamma, reduction="sum")
+        total = sigmoid_focal_loss(logits, _one_hot(logits, targets), alpha, self.gamma, reduction="sum")
         return total / (len(logits) if self.sum_classes else logits.numel())
 
 
-def _answers(logits: Tensor, targets: Tensor) -> Tensor:
+def _one_hot(logits: Tensor, targets: Tensor) -> Tensor:
     """Classes [b] as one-hot targets [b k]; shares [b k] unchanged."""
     return F.one_hot(targets, logits.shape[1]).to(logits.dtype) if targets.ndim == 1 else targets
 
@@ -155,7 +156,7 @@ def _check_weights(name: str, value: str | list[float] | None) -> None:
         raise UserError(f"{name}={value}: every weight must be a number of 0 or more")
 
 
-def _listed(name: str, values: str | list[float], class_shares: Tensor) -> Tensor:
+def _weight_tensor(name: str, values: str | list[float], class_shares: Tensor) -> Tensor:
     if len(values) != len(class_shares):
         raise UserError(
             f"loss.{name} has {len(values)} numbers, and the dataset {len(class_shares)} classes; give one for "
@@ -166,8 +167,115 @@ def _listed(name: str, values: str | list[float], class_shares: Tensor) -> Tenso
 
 def describe_loss(loss: Loss, weights: Tensor | None) -> str:
     """The loss and the range of its class weights, for the log."""
-    of_classes = "" if weights is None else f", weights of classes {weights.min():.3g} to {weights.max():.3g}"
-    return f"loss {loss}{of_classes}"
+    weight_range = "" if weights is None else f", weights of classes {weights.min():.3g} to {weights.max():.3g}"
+    return f"loss {loss}{weight_range}"
+
+
+# --- sums of an epoch --------------------------------------------------------------------------------------
+
+
+@dataclass
+class EpochSums:
+    """Sums over the epoch's samples so far, on the device. They are reduced over ranks and divided valid per epoch."""
+
+    loss: Tensor  # float64, summed over samples
+    samples: Tensor  # int64
+    faults: Tensor  # int64, videos that could not be read and were replaced
+    # int64, in fp16: updates skipped because gradients overflowed; only rank 0 counts them, as all ranks skip together
+    skipped: Tensor
+
+    @staticmethod
+    def zeros(device: torch.device) -> "EpochSums":
+        return EpochSums(**_no_samples(device))
+
+    def add(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Adds one micro-batch: the mean loss of each head, `losses` [h], their fused `logits` [h b k], and the
+        `labels` [b] or [b k]. A head whose loss is not finite does not count. The host does not wait for the device."""
+        for loss, counts in zip(losses.nan_to_num(0, 0, 0), losses.isfinite().long(), strict=True):
+            self.loss += loss * len(labels)
+            self.samples += counts * len(labels)
+
+    def count_metrics(self) -> dict[str, float]:
+        """Metrics computed from counts of predictions."""
+        return {}
+
+    def metrics(self, loss_scale: float | None) -> dict[str, float]:
+        """The metrics of the epoch, from sums over all ranks; with `loss_scale` (fp16), also the skipped steps."""
+        loss = (self.loss / self.samples).item()
+        metrics = {"loss": loss, **self.count_metrics(), "faults": int(self.faults)}
+        if loss_scale is not None:
+            metrics |= {"skipped_steps": int(self.skipped), "loss_scale": loss_scale}
+        return metrics
+
+    def reduced(self, ranks: Ranks) -> Self:
+        """The sums over all ranks."""
+        return type(self)(**{name: ranks.sum(tensor) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def restore(self, by_rank: list[dict[str, Tensor]], rank: int, world_size: int) -> None:
+        """Adds this rank's sums from a checkpoint. If the number of ranks has changed, rank 0 adds the sums of all
+        ranks."""
+        if len(by_rank) == world_size:
+            by_rank = by_rank[rank : rank + 1]
+        elif rank != 0:
+            return
+        for stored in by_rank:
+            for name, tensor in _migrated(stored).items():
+                own_sum = getattr(self, name)
+                own_sum += tensor.to(own_sum.device)
+
+
+def _no_samples(device: torch.device) -> dict[str, Tensor]:
+    return {
+        "loss": torch.zeros((), dtype=torch.float64, device=device),
+        "samples": torch.zeros((), dtype=torch.int64, device=device),
+        # these two are counted on the CPU
+        "faults": torch.zeros((), dtype=torch.int64),
+        "skipped": torch.zeros((), dtype=torch.int64),
+    }
+
+
+@dataclass
+class ClassSums(EpochSums):
+    """`EpochSums` with counts of predictions by class."""
+
+    # int64 [3 k], see `metrics.class_counts`; [k 2 2] for videos with several labels, see `count_labels`
+    counts: Tensor
+
+    @staticmethod
+    def of_classes(num_classes: int, multi_label: bool, device: torch.device) -> "ClassSums":
+        shape = (num_classes, 2, 2) if multi_label else (3, num_classes)
+        counts = torch.zeros(shape, dtype=torch.int64, device=device)
+        return ClassSums(counts=counts, **_no_samples(device))
+
+    def add(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        super().add(losses, logits, labels)
+        for head_logits, counts in zip(logits, losses.isfinite().long(), strict=True):
+            if labels.ndim == 2:
+                self.counts += counts * count_labels(head_logits, labels)
+                continue
+            predicted, k = head_logits.argmax(-1), self.counts.shape[1]
+            valid = counts.expand_as(labels)
+            cells = torch.cat([labels, k + labels, 2 * k + predicted])
+            hits_and_counts = torch.cat([valid * (predicted == labels), valid, valid])
+            self.counts.view(-1).index_put_((cells,), hits_and_counts, accumulate=True)
+
+    def count_metrics(self) -> dict[str, float]:
+        return from_label_counts(self.counts) if self.counts.ndim == 3 else from_class_counts(self.counts)
+
+
+def _migrated(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Stored sums in the present format. Earlier checkpoints hold a "confusion" matrix instead of counts."""
+    if "confusion" not in sums:
+        return sums
+    table = sums["confusion"]
+    counts = table if table.ndim == 3 else torch.stack([table.diagonal(), table.sum(dim=1), table.sum(dim=0)])
+    return {"counts": counts, **{name: tensor for name, tensor in sums.items() if name != "confusion"}}
+
+
+# --- the objective of a phase -------------------------------------------------------------------------------
 
 
 class HeadOutputs(NamedTuple):
@@ -178,17 +286,17 @@ class HeadOutputs(NamedTuple):
 
 
 class Objective(Protocol):
-    """What a phase optimizes: how the model's output becomes losses, which sums are kept over an epoch, and what
-    happens to the model after each optimizer step."""
+    """What a phase optimizes: the losses of the model's output, the sums kept over an epoch, and an update of the model
+    after each optimizer step."""
 
     def __call__(self, output: Tensor, targets: Tensor, /) -> HeadOutputs:
         """Computes the losses from the model's output for a batch, and the batch's targets."""
 
-    def no_sums(self, device: torch.device) -> EpochSums:
+    def zero_sums(self, device: torch.device) -> EpochSums:
         """The sums of an epoch before its first step: all zero."""
 
     def after_step(self) -> None:
-        """Called after each optimizer step, such as to update a weight average that is part of the model."""
+        """Called after each optimizer step, for example to update a weight average that is part of the model."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +306,8 @@ class Classification:
     `fusion` names the model's fusion of clips, and `class_weights` [k] come from `loss.weights`. With `multi_label`,
     videos may have several labels.
 
-    Add further terms of the loss here. `by_head` holds the raw clip logits; the fused `logits` are log-probabilities if
-    fusion is mean_probs or joint. Further terms are part of train/loss, but not of val/loss.
+    Add further terms of the loss in `__call__`: `head_logits` holds the raw clip logits of each head, and the fused
+    `logits` are log-probabilities if fusion is mean_probs or joint. Such terms count in train/loss, not in val/loss.
     """
 
     loss: Loss
@@ -209,12 +317,12 @@ class Classification:
     multi_label: bool = False
 
     def __call__(self, clip_logits: Tensor, targets: Tensor) -> HeadOutputs:
-        by_head = clip_logits.split(self.num_classes, dim=-1)
-        logits = [fuse(head, self.fusion, self.loss.independent) for head in by_head]
+        head_logits = clip_logits.split(self.num_classes, dim=-1)
+        logits = [fuse(head, self.fusion, self.loss.independent) for head in head_logits]
         losses = [self.loss(head, targets, self.class_weights) for head in logits]
         return HeadOutputs(torch.stack(logits), torch.stack(losses))
 
-    def no_sums(self, device: torch.device) -> EpochSums:
+    def zero_sums(self, device: torch.device) -> EpochSums:
         return ClassSums.of_classes(self.num_classes, self.multi_label, device)
 
     def after_step(self) -> None:
@@ -223,14 +331,14 @@ class Classification:
 
 @dataclass(frozen=True)
 class MaskedPrediction:
-    """The objective of a model of pretraining: the mean of its losses [b]. Labels are ignored."""
+    """The objective of pretraining: the mean of the model's losses [b], without labels."""
 
     model: MaskedModel
 
     def __call__(self, output: Tensor, targets: Tensor) -> HeadOutputs:
         return HeadOutputs(output.new_empty(1, len(output), 0), output.mean()[None])
 
-    def no_sums(self, device: torch.device) -> EpochSums:
+    def zero_sums(self, device: torch.device) -> EpochSums:
         return EpochSums.zeros(device)
 
     def after_step(self) -> None:

@@ -26,7 +26,7 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 class _Member(NamedTuple):
-    """What one of the h losses trains: `OptimizerSet` holds h members, in the order of the losses and norms [h].
+    """What one loss trains. `OptimizerSet` holds a member for each of the h losses, in their order.
 
     To give parts of one model optimizers of their own, put several optimizers into one member, with one scaler.
     """
@@ -78,7 +78,8 @@ class OptimizerSet:
         torch.autograd.backward([member.scaler.scale(loss) for member, loss in pairs])
 
     def clip(self, bound: float | None, by: str) -> Tensor:
-        """Unscales the gradients and clips those of each head (`clip_gradients`); returns the norms [h] from before."""
+        """Unscales the gradients and clips those of each head (`clip_gradients`); returns their norms [h] before
+        clipping."""
         for member in self._members:
             member.scaler.unscale_(member.optimizer)
         return torch.stack([clip_gradients(member.parameters, bound, by) for member in self._members])
@@ -157,7 +158,7 @@ def set_rates(
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], bound: float | None, by: str) -> Tensor:
-    """Clips gradients in place; returns their norm from before, on their device.
+    """Clips gradients in place; returns their norm before clipping, on their device.
 
     With `by` = "norm", all gradients are scaled so that their norm is at most `bound`; with "value", each component is
     cut to [-`bound`, `bound`]. Without a bound, nothing is clipped.
@@ -184,7 +185,7 @@ def timm_optimizer(
     known = [str(optimizer) for optimizer in list_optimizers()]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3) or known
-        raise UserError(f"name={name} is no optimizer of timm; choose one of {', '.join(near)}")
+        raise UserError(f"name={name} is not an optimizer of timm; choose one of {', '.join(near)}")
     info = get_optimizer_info(name)
     if info.second_order:
         raise UserError(f"name={name} needs second derivatives, which the training loop does not compute")

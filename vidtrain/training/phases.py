@@ -1,15 +1,16 @@
-"""The loop's state: `Trainer` holds what is kept for the whole run, `Phase` what is kept for one phase.
+"""The loop's state: `Trainer` is the state of the whole run, `Phase` that of one phase; `TrainState` is stored.
 
-Each phase builds its optimizers and DDP wrapper anew: the optimizers begin without state, and DDP reads requires_grad
-only when it is constructed.
+Each phase makes new optimizers, which start without state, and a new DDP wrapper, which reads requires_grad only when
+it is constructed.
 """
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from vidtrain.files.escaping import shown_some
 from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.training.checkpoint import Saver
 from vidtrain.training.distributed import Ranks, autocast
-from vidtrain.training.losses import Objective
+from vidtrain.training.losses import EpochSums, Objective
 from vidtrain.training.optimizers import OptimizerSet
 from vidtrain.training.profiling import NoProfiler, StepProfiler, step_profiler
 from vidtrain.training.run import PhaseSettings, PhaseTask, Run
@@ -39,10 +40,57 @@ from vidtrain.training.stages import (
     prepare_batch_norm,
     set_train_mode,
 )
-from vidtrain.training.state import EpochSums, TrainState
 from vidtrain.training.validation import WeightAverage, kept_average, selecting_weights, settings_lines
 
-NAMED = 8  # at most this many parameters are named in an error message
+MAX_NAMED = 8  # when most this many parameters are named in an error message
+# Old names of fields of `TrainState` in stored checkpoints
+RENAMED = {"stale": "evals_since_best", "due": "eval_pending"}
+
+
+@dataclass
+class TrainState:
+    """The counters of a run and its best evaluation so far: with weights, optimizer state and `EpochSums` all that a
+    resumed run needs. `step` counts the optimizer steps of this phase."""
+
+    phase: int = 0
+    step: int = 0
+    total_step: int = 0  # over all phases
+    best: float | None = None  # best value of trainer.monitor
+    best_step: int | None = None  # total_step when which it was measured
+    evals_since_best: int = 0  # in this phase
+    # whether the evaluation after this step is still to do: in a checkpoint, because a signal interrupted it
+    eval_pending: bool = False
+    loss: float | None = None  # of the last step, on this rank
+    seconds: float = 0.0  # of training, over all attempts
+
+    @classmethod
+    def load(cls, stored: Mapping[str, Any]) -> Self:
+        """The state that a checkpoint stores, maybe under old names (`RENAMED`)."""
+        return cls(**{RENAMED.get(name, name): value for name, value in stored.items()})
+
+    def next_phase(self) -> None:
+        self.phase, self.step, self.evals_since_best = self.phase + 1, 0, 0
+
+    def record(self, value: float, direction: str) -> bool:
+        """Records the `value` of an evaluation; returns whether it is finite and better than the best so far."""
+        better = self.best is None or (value < self.best if direction == "min" else value > self.best)
+        improved = better and math.isfinite(value)
+        if improved:
+            self.best, self.best_step = value, self.total_step
+        self.evals_since_best = 0 if improved else self.evals_since_best + 1
+        return improved
+
+
+class StepResult(NamedTuple):
+    """The results of one optimizer step on this rank."""
+
+    total_step: int  # counted over all phases, this step included
+    loss: float  # the mean over micro-batches, and in a grid over the heads whose loss is finite
+    grad_norm: float  # before clipping
+    rates: dict[str, float]  # learning rate of each parameter group, and the largest weight decay
+    clips: int  # number of clips that this rank trained on
+    data_seconds: float  # time spent waiting for the loader
+    store_seconds: float  # the part of `data_seconds` in which the loader waited for a store of videos
 
 
 @dataclass
@@ -64,8 +112,7 @@ class Phase:
     forward: Callable[[Tensor], Tensor]  # `ddp` or the task's model, compiled if trainer.compile is set
     autocast: AbstractContextManager
     sums: EpochSums
-    # Each maps a step of the phase to whether it happens after that step. The phase's last step always evaluates and
-    # saves
+    # Whether the run evaluates or saves after a step of the phase. After the last step it always does both
     evaluate_at: Callable[[int], bool]
     save_at: Callable[[int], bool]
     keep_at: Callable[[int], bool]
@@ -76,7 +123,7 @@ class Phase:
 
     @classmethod
     def make(cls, run: Run, model: EncoderWithHead, name: str, average: WeightAverage | None) -> Self:
-        """The phase `name` of `run`. `model` is the run's, after `prepare_batch_norm`."""
+        """The phase `name` of `run`. `model` is the run's model after `prepare_batch_norm`."""
         settings, trainer_settings, ranks = run.phases[name], run.settings, run.ranks
         total = steps(settings.duration, trainer_settings.epochs * run.steps_per_epoch, run.steps_per_epoch)
         apply_phase(model, settings)
@@ -85,7 +132,7 @@ class Phase:
         selecting = selecting_weights(trainer_settings.monitor_weights, trainer_settings.ema)
         precision = trainer_settings.precision
 
-        def at(duration: str | None) -> Callable[[int], bool]:
+        def when(duration: str | None) -> Callable[[int], bool]:
             return every(duration, total, run.steps_per_epoch) if duration else lambda step: False
 
         ddp = None
@@ -107,15 +154,14 @@ class Phase:
             ddp=ddp,
             forward=torch.compile(forward) if trainer_settings.compile else forward,
             autocast=autocast(ranks, precision),
-            sums=run.objective.no_sums(ranks.device),
-            evaluate_at=at(trainer_settings.eval_every),
-            save_at=at(trainer_settings.save_every),
-            keep_at=at(trainer_settings.keep_every),
+            sums=run.objective.zero_sums(ranks.device),
+            evaluate_at=when(trainer_settings.eval_every),
+            save_at=when(trainer_settings.save_every),
+            keep_at=when(trainer_settings.keep_every),
         )
 
     def next_batch(self, step: int) -> Batch:
-        """The next micro-batch of optimizer step `step`. Raises `UserError` if the batch holds a reason to end training
-        (`refusal`)."""
+        """The next micro-batch of optimizer step `step`. Raises `UserError` if its `refusal` tells to end training."""
         batch = next(self.batches)
         for path, cause in batch.faults:
             self.run.log.fault(path, cause, step=step, split="train")
@@ -129,7 +175,7 @@ class Phase:
         return nullcontext() if last or self.ddp is None else self.ddp.no_sync()
 
     def start_epoch(self) -> None:
-        self.sums = self.objective.no_sums(self.run.ranks.device)
+        self.sums = self.objective.zero_sums(self.run.ranks.device)
         self.epoch_started = time.perf_counter()
 
 
@@ -142,7 +188,7 @@ class Trainer:
     state: TrainState
     average: WeightAverage | None
     saver: Saver
-    started: float  # time.perf_counter() at the start of this attempt, less the seconds of earlier attempts
+    started: float  # time.perf_counter() when the start of this attempt, less the seconds of earlier attempts
 
     @property
     def direction(self) -> str:
@@ -176,13 +222,13 @@ class Trainer:
         phase = Phase.make(run, self.model, list(run.phases)[state.phase], self.average)
         if state.step >= phase.total and not state.eval_pending:
             raise UserError(
-                f"the checkpoint is of step {state.step} of phase {phase.name}, which has {phase.total} steps with "
-                "the training data as they are now: restore the data that the run was started with, or start a new "
-                "run (with init_from, to go on from its weights)"
+                f"the checkpoint is of step {state.step} of phase {phase.name}, but the phase has only {phase.total} "
+                "steps with the present training data: restore the data that the run was started with, or start a new "
+                "run (with init_from to use its weights)"
             )
         if (warning := too_long(phase.lr, phase.total)) is not None:
             run.console.warn(f"phase {phase.name}: schedule.lr: {warning}")
-        if resume and resume["optimizer"] is not None:  # it is None in a checkpoint between two phases
+        if resume and resume["optimizer"] is not None:  # None in a checkpoint between two phases
             phase.optimizers.load(resume["optimizer"], resume["scaler"])
             if phase.settings.heads is not None:
                 phase.task.model.head.load_state_dict(resume["heads"])
@@ -194,7 +240,7 @@ class Trainer:
         return phase
 
     def _preflight(self, phase: Phase) -> None:
-        """Logs what trains, and tries forward and backward on the first batch, on which the first step then trains."""
+        """Logs what trains, and tests forward and backward on the first batch, which the first step then trains on."""
         run, state, model = self.run, self.state, phase.task.model
         batches = iter(phase.task.train_batches(state.total_step, state.total_step + phase.total - state.step))
         first = next(batches, None)  # None if only the phase's last evaluation is left
@@ -228,9 +274,9 @@ class Trainer:
         if phase.ended:
             optimizers["optimizer"] = None
         return {
-            "model": self._held(self.model.state_dict()),
+            "model": self._without_omitted(self.model.state_dict()),
             "weights": RAW,
-            "ema": None if self.average is None else self._held(self.average.tensors),
+            "ema": None if self.average is None else self._without_omitted(self.average.tensors),
             "heads": None if phase.settings.heads is None else phase.task.model.head.state_dict(),
             **optimizers,
             "sums": run.ranks.gather_objects({name: value.cpu() for name, value in phase.sums.tensors().items()}),
@@ -241,15 +287,15 @@ class Trainer:
         """The content of best.pt. `selected` names the weights whose val report is the best: raw, ema or a head."""
         average = self.average if selected == EMA else None
         return {
-            "model": self._held(self.model.state_dict() if average is None else average.tensors),
+            "model": self._without_omitted(self.model.state_dict() if average is None else average.tensors),
             "weights": RAW if average is None else EMA,
             "head": None if phase.settings.heads is None else selected,
             "state": asdict(self.state),
             "metrics": metrics,
         }
 
-    def _held(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`tensors` without those that checkpoints leave out."""
+    def _without_omitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`tensors` without those that checkpoints omit."""
         return {name: tensor for name, tensor in tensors.items() if name not in self.run.left_out}
 
 
@@ -265,9 +311,9 @@ def check_gradients(
     `loss_of` maps the model's output, clip logits [b n k], and the labels to the loss.
 
     Raises `UserError` naming the parameters whose gradient is absent or not finite, and if logits and labels do not
-    fit together.
+    match.
     """
-    # The forward pass updates batch statistics: the buffers are restored at the end
+    # The forward pass updates batch statistics: the buffers are restored when the end
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with autocast:
         loss = loss_of(model(clips), labels)
@@ -284,14 +330,14 @@ def check_gradients(
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
     if unreached:
-        raise UserError(f"trainable parameters that the loss does not reach: {shown_some(unreached, NAMED)}")
+        raise UserError(f"trainable parameters that the loss does not reach: {shown_some(unreached, MAX_NAMED)}")
     if broken:
-        raise UserError(f"gradients that are not finite before the first step: {shown_some(broken, NAMED)}")
+        raise UserError(f"gradients that are not finite before the first step: {shown_some(broken, MAX_NAMED)}")
     return loss.item()
 
 
 def seed_step(seed: int, step: int, ranks: Ranks) -> None:
-    """Seeds the random generators of a step: the CPU's and this rank's GPU's. Seeding all GPUs would take longer."""
+    """Seeds the random generators of a step: the CPU's and this rank's GPU's. Seeding all GPUs would be slower."""
     number = int(np.random.SeedSequence([seed, step, ranks.rank]).generate_state(1, np.uint64)[0] >> 1)
     torch.default_generator.manual_seed(number)
     if ranks.device.type == "cuda":

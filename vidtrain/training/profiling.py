@@ -14,15 +14,14 @@ from torch.profiler import ProfilerActivity, profile, schedule
 # there; model and loss; gradients; clipping, update and average of the weights
 PARTS = ("load", "transfer", "augment", "forward", "backward", "optimizer")
 
-
 Instant = float | torch.cuda.Event  # seconds of the host's clock, or an event in the queue of the GPU
 
 
 class StepClock:
     """Divides the time of steps into named parts, which sum to the whole step.
 
-    On a GPU the marks are CUDA events in its queue. They do not delay it, and work of the host counts only while the
-    GPU waits for it. `seconds` synchronizes before it reads them.
+    On a GPU the marks are CUDA events in its queue, which do not delay it. Work of the host counts only while the GPU
+    waits for it. `seconds` synchronizes before it reads them.
     """
 
     def __init__(self, device: torch.device):
@@ -81,7 +80,7 @@ NO_CLOCK = NoClock()
 
 
 def reset_peak(device: torch.device) -> None:
-    """Resets the GPU's peak memory; the peak of a process cannot be reset and counts from its start."""
+    """Resets the GPU's peak memory. The peak of a process cannot be reset: it counts from the start of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

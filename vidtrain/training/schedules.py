@@ -1,7 +1,7 @@
 """Schedules: functions of the step, without state. A resumed run needs only the step.
 
-A schedule returns a factor for the optimizer's learning rate or weight decay. Steps count from 1, as in V-JEPA's
-reference: the s-th optimizer step uses the factor of step s.
+A schedule returns a factor of the optimizer's learning rate or weight decay. Steps count from 1, as in V-JEPA's
+reference: the first optimizer step uses the factor of step 1.
 """
 
 import math
@@ -58,7 +58,7 @@ def in_steps(schedule: Schedule, total_steps: int, steps_per_epoch: int) -> Sche
         schedule = replace(schedule, **{name: convert(getattr(schedule, name)) for name in durations})
     name = type(schedule).__name__
     if not callable(schedule):
-        raise UserError(f"{name} is no schedule: it must be callable as (step, total_steps) -> factor")
+        raise UserError(f"{name} is not a schedule: it must be callable as (step, total_steps) -> factor")
     factor = schedule(1, max(1, total_steps))
     if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
         raise UserError(f"{name} gives {factor!r} at step 1: a schedule gives a factor of 0 or more")
@@ -82,7 +82,7 @@ def too_long(schedule: Schedule, total_steps: int) -> str | None:
     if sum(parts.values()) <= total_steps + 1:  # + 1: both may have been rounded up
         return None
     lengths = " and ".join(f"{name} ({length} steps)" for name, length in parts.items())
-    return f"{lengths} take longer than the phase, which has {total_steps} steps: its peak is never reached"
+    return f"{lengths} are longer than the phase, which has {total_steps} steps: its peak is never reached"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Stages: which parts of the model a phase trains, and at which rate and decay. All other parts do not change."""
+"""Stages: which parts of the model a phase trains, at which rate and weight decay. The other parts stay frozen."""
 
 import itertools
 import math
@@ -44,7 +44,7 @@ def apply_phase(model: EncoderWithHead, phase: PhaseSettings) -> None:
     model.encoder.requires_grad_(phase.encoder_blocks is None)
     if phase.cache_features and next(model.encoder.parameters(), None) is None:
         name = type(model.encoder).__name__
-        raise UserError(f"cache_features: {name} has no parameters, so nothing is saved")
+        raise UserError(f"cache_features: {name} has no parameters, so a cache would save nothing; set it to false")
     if phase.encoder_blocks:
         layers, blocks = list(model.encoder.layers), list(model.encoder.blocks)
         if phase.encoder_blocks > len(blocks):
@@ -58,16 +58,16 @@ def apply_phase(model: EncoderWithHead, phase: PhaseSettings) -> None:
     if phase.lora is not None:
         adapters = adapter_parameters(model.encoder)
         if not adapters:
-            raise UserError(f"lora: {type(model.encoder).__name__} was not given adapters")
+            raise UserError(f"lora: {type(model.encoder).__name__} has no adapters")
         for parameter in adapters:
             parameter.requires_grad_(True)
 
 
 def check_phases(model: EncoderWithHead, phases: Mapping[str, PhaseSettings], epochs: int, per_epoch: int) -> None:
-    """Checks every phase before the first one starts: a fault of the last would waste the training of the others."""
+    """Checks every phase before the first one starts, so that no phase trains in vain before a later one fails."""
     for name, phase in phases.items():
         if steps(phase.duration, epochs * per_epoch, per_epoch) < 1:
-            raise UserError(f"stage.{name}.duration={phase.duration} comes to no step; lengthen it")
+            raise UserError(f"stage.{name}.duration={phase.duration} is less than one step; lengthen it")
         apply_phase(model, phase)
         parameter_groups(model, phase)
 
@@ -93,10 +93,7 @@ def check_phase(phase: PhaseSettings) -> None:
         )
     for key, needs_frozen in (("heads", phase.heads is not None), ("cache_features", phase.cache_features)):
         if needs_frozen and phase.lora is not None:
-            raise UserError(
-                f"{key} needs a frozen encoder, whose tokens stay the same, and lora trains adapters in it; leave one "
-                "of them out"
-            )
+            raise UserError(f"{key} needs a frozen encoder, and lora trains adapters in it; remove {key} or lora")
         if needs_frozen and blocks != 0:
             raise UserError(
                 f"{key} needs a frozen encoder, and encoder_blocks={'null' if blocks is None else blocks} trains it; "
@@ -127,8 +124,8 @@ def lora_of(phases: Mapping[str, PhaseSettings]) -> LoraSettings | None:
         first = next(iter(adapted))
         if lora != adapted[first]:
             raise UserError(
-                f"stage.{name}.lora says {lora}, and stage.{first}.lora {adapted[first]}: the adapters are the same "
-                "in all phases of a run"
+                f"stage.{name}.lora is {lora}, and stage.{first}.lora is {adapted[first]}: all phases of a run must "
+                "have the same adapters"
             )
     return next(iter(adapted.values()), None)
 
@@ -142,12 +139,11 @@ def never_trained(model: EncoderWithHead, phases: Mapping[str, PhaseSettings]) -
     return frozen
 
 
-def check_together(phase: PhaseSettings, settings: TrainerSettings) -> None:
-    """Raises `UserError` for trainer settings that do not go together with those of a phase."""
+def check_average(phase: PhaseSettings, settings: TrainerSettings) -> None:
+    """Raises `UserError` for an average of the weights in a phase that trains a grid of heads."""
     if phase.heads is not None and settings.ema is not None:
         raise UserError(
-            f"heads cannot be averaged: trainer.ema={settings.ema:g} averages one model, and these are many; set "
-            "trainer.ema=null"
+            f"a grid of heads cannot be averaged: trainer.ema={settings.ema:g} averages one model; set trainer.ema=null"
         )
 
 
@@ -224,7 +220,7 @@ def parameter_groups(model: EncoderWithHead, phase: PhaseSettings) -> list[dict[
     """The trainable parameters of `model.encoder` and `model.head`, grouped by their scales.
 
     Each group holds `params`, a `name` such as `encoder.layer03.no_decay`, `lr_scale` and `wd_scale` (1 or 0).
-    With `layer_decay` d, the scale of a layer has the factor d^p, with p from `layer_powers`; the head's is d^0 = 1.
+    With `layer_decay` d, the scale of a layer has the factor d^p, with p from `layer_powers`. The head has p = 0.
     """
     modules: list[ScaledModule] = [("head", 1.0, model.head.named_parameters())]
     names = {parameter: name for name, parameter in model.encoder.named_parameters()}
@@ -275,11 +271,11 @@ def layer_powers(encoder: Encoder) -> list[int]:
     return powers[::-1]
 
 
-# --- heads: an ordinary phase trains one, a grid many candidates -----------------------------------------
+# --- heads: an ordinary phase trains one head, a grid many -----------------------------------------------
 #
-# The heads of a grid are one module that gives the logits of all heads side by side. Their losses are summed. The
+# The heads of a grid are one module that returns the logits of all heads side by side. Their losses are summed. The
 # encoder is frozen and the heads share no parameters, so one backward pass gives each head its own gradients. Each
-# head of a grid has its own optimizer, bound on the gradient and scaler, so it trains as it would alone.
+# head of a grid has its own optimizer, gradient clipping and scaler, so it trains as it would alone.
 
 RAW, EMA = "raw", "ema"  # the trained weights, and their moving average
 
@@ -295,13 +291,13 @@ def head_choices(grid: HeadGridSettings) -> list[tuple[float, float]]:
 
 
 def finite_mean(values: Sequence[float]) -> float:
-    """The mean of the finite values; NaN if there are none. So a head that diverges does not stop the others."""
+    """The mean of the finite values, or NaN without any. A head that diverges so does not stop the others."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
 
 
 def head_value(report: Evaluation, monitor: str) -> float:
-    """The report's value of `monitor`; NaN if any logits are NaN, as their argmax would count as an answer, class 0."""
+    """The report's value of `monitor`; NaN if any logits are NaN, because their argmax would count as class 0."""
     return report.metrics[monitor] if not report.has_nan else math.nan
 
 
@@ -351,7 +347,7 @@ class Heads:
         )
 
 
-# --- batch norms in fine-tuning: statistics of a rank's batch or of all ranks' batches, or frozen ones ---
+# --- batch norms in fine-tuning --------------------------------------------------------------------------
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:
@@ -377,7 +373,7 @@ def prepare_batch_norm(model: EncoderWithHead, mode: str, ranks: Ranks) -> Encod
 
 
 def freeze_batch_norm(model: nn.Module, mode: str) -> None:
-    """Freezes scale and shift of all batch norms if `mode` is frozen. To be called after `apply_phase`."""
+    """Freezes scale and shift of all batch norms if `mode` is frozen. Call it after `apply_phase`."""
     if mode == "frozen":
         for norm in batch_norms(model):
             norm.requires_grad_(False)

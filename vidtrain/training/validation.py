@@ -1,4 +1,5 @@
-"""Validation of the trained weights, and of their moving average if one is kept; checks of loss, metric and dataset."""
+"""Validation of the trained weights and of their moving average: the average itself, the monitored metric, the
+reports."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,19 +9,28 @@ from torch import Tensor, nn
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import metric_names
-from vidtrain.files.escaping import shown
 from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.losses import BinaryCrossEntropy, CrossEntropy, Loss
+from vidtrain.training.process import Stopped
 from vidtrain.training.run import Evaluation, PhaseSettings, TrainerSettings
-from vidtrain.training.signals import Stopped
 from vidtrain.training.stages import BATCH_NORMS, batch_norms, never_trained
 
 # Prefix of the metrics in the log, by the weights that they are measured on
 METRIC_PREFIXES = {"raw": "val", "ema": "val_ema"}
 # Metrics in the console's line about an evaluation, if the evaluation has them
-SHOWN = ("loss", "top1", "clip_top1", "map", "f1_micro", "f1_macro", "effective_rank", "knn_top1", "linear_top1")
-HEADS = "val_heads"  # prefix of the metrics of a grid's heads; the name of the head follows
+CONSOLE_METRICS = (
+    "loss",
+    "top1",
+    "clip_top1",
+    "map",
+    "f1_micro",
+    "f1_macro",
+    "effective_rank",
+    "knn_top1",
+    "linear_top1",
+)
+HEADS_PREFIX = "val_heads"  # prefix of the metrics of a grid's heads; the name of the head follows
 OVERFIT_LOSS = 0.05  # debug=overfit passes only if the loss of its one batch is at most this
 
 
@@ -28,7 +38,7 @@ def decay_at(step: int, decay: float, warmup: bool) -> float:
     """The decay of the average at optimizer step `step` = 1, 2, ...
 
     With `warmup` it is min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage. Without it
-    the initial weights would stay in the average for thousands of steps.
+    the initial weights would dominate the average for thousands of steps.
     """
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
 
@@ -36,9 +46,9 @@ def decay_at(step: int, decay: float, warmup: bool) -> float:
 class WeightAverage:
     """Exponential moving average of a model's parameters and float buffers; other buffers are copied.
 
-    It starts as a copy of the model's weights. `tensors` holds it under the names of the model's state dict, on the
-    same device, and is its whole state. The model's tensors must only be updated in place, as training does. The
-    parameters named in `frozen` never train and equal their average: for them, `tensors` holds the model's own tensors.
+    It starts as a copy of the model's weights. `tensors` is its whole state: the average under the names of the model's
+    state dict, on the same device. The model's tensors must only be updated in place, as training does. Parameters
+    named in `frozen` never train and equal their average, so for them `tensors` holds the model's own tensors.
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool, frozen: Collection[str] = ()):
@@ -100,43 +110,31 @@ def kept_average(
 
 
 def selecting_weights(monitor_weights: str | None, ema: float | None) -> str:
-    """The weights, "raw" or "ema", whose metrics select the best checkpoint: `monitor_weights`, or what its null means.
+    """The weights, "raw" or "ema", whose metrics select the best checkpoint: `monitor_weights` or, for None, its
+    default.
 
     Raises `UserError` for "ema" if no average is kept.
     """
     if monitor_weights == "ema" and ema is None:
         raise UserError(
-            "trainer.monitor_weights=ema, and no average is kept: set trainer.ema, such as 0.999, or choose raw"
+            "trainer.monitor_weights=ema, but no average is kept: set trainer.ema, such as to 0.999, or choose raw"
         )
     return monitor_weights or ("raw" if ema is None else "ema")
 
 
-def check_dataset(name: str, classes: Sequence[str], several: Mapping[str, bool], independent: bool) -> None:
-    """Raises `UserError` for a dataset that cannot be trained on: it has one class, or its videos may have several
-    labels (`several`, by split) and the loss is not `independent`, or only some splits have such videos."""
-    if len(classes) < 2:
-        raise UserError(f"dataset {name} has one class, {shown(classes[0])}: training needs two or more")
-    if any(several.values()) and not independent:
-        raise UserError(
-            f"videos of dataset {name} may have several labels, which the loss must judge independently: choose "
-            "loss=bce (or focal), with trainer.monitor=map"
-        )
-    if any(several.values()) and not all(several.values()):
-        splits = ", ".join(split for split, has_several in several.items() if has_several)
-        raise UserError(f"videos of dataset {name} may have several labels in {splits} only; all splits must agree")
-
-
 def check_monitor(monitor: str, num_classes: int, multi_label: bool) -> None:
-    """Raises `UserError` if `monitor` is not computed for such a dataset."""
+    """Raises `UserError` if evaluations do not compute the metric `monitor` for such a dataset."""
     known = metric_names(num_classes, multi_label)
     if monitor not in known:
         kind = "whose videos may have several labels" if multi_label else f"with {num_classes} classes"
-        raise UserError(f"trainer.monitor={monitor} is no metric of a dataset {kind}; choose one of {', '.join(known)}")
+        raise UserError(
+            f"trainer.monitor={monitor} is not a metric of a dataset {kind}; choose one of {', '.join(known)}"
+        )
 
 
 def check_overfit(metrics: Mapping[str, float], loss: Loss, steps: int) -> None:
-    """Raises `UserError` unless the `metrics` of the one batch, after `steps` steps on it, show that the model has
-    overfitted it: all predictions are right, and a loss whose minimum is 0 is near 0."""
+    """Raises `UserError` unless the model has overfitted the one batch that it trained on for `steps` steps: all
+    predictions are right, and the loss is near 0 if 0 is its minimum."""
     accuracy = metrics["exact_match"] if "exact_match" in metrics else metrics["top1"]
     minimum_is_zero = isinstance(loss, CrossEntropy | BinaryCrossEntropy) and loss.label_smoothing == 0
     problems = []
@@ -146,13 +144,14 @@ def check_overfit(metrics: Mapping[str, float], loss: Loss, steps: int) -> None:
         problems.append(f"its loss of {metrics['loss']:.4f} is above {OVERFIT_LOSS}")
     if problems or not metrics["loss"] < float("inf"):
         raise UserError(
-            f"one batch was not learned: after {steps} steps {' and '.join(problems) or 'its loss is not finite'}; the "
-            "model, the rate or the labels are at fault, or it needs more steps"
+            f"the model did not learn one batch: after {steps} steps "
+            f"{' and '.join(problems) or 'its loss is not finite'}; check the model, the learning rate and "
+            "the labels, or take more steps"
         )
 
 
 def settings_lines(model: EncoderWithHead, settings: TrainerSettings, phases: Mapping[str, PhaseSettings]) -> list[str]:
-    """Lines for the log about batch norms, unless all of them are always frozen, and about the weight average."""
+    """Lines for the log about batch norms, if any of them trains, and about the weight average."""
     lines = []
     frozen = all(phase.encoder_blocks == 0 for phase in phases.values())
     norms = len(batch_norms(model.head if frozen else model))
@@ -177,7 +176,7 @@ def validate(
     ranks: Ranks,
 ) -> dict[str, Evaluation] | None:
     """The reports of `evaluate`, the same on all ranks: on the trained weights, by `names` ("raw", or each head's), and
-    on their `average` ("ema"). None if a signal cut it short: then `evaluate` raised `Stopped` on all ranks.
+    on their `average` ("ema"). None if a signal interrupted `evaluate`, which then raised `Stopped` on all ranks.
     """
     ranks.share_buffers(model)
     try:
@@ -192,15 +191,15 @@ def validate(
 
 
 def validation_row(reports: Mapping[str, Evaluation], selecting: str) -> dict[str, float]:
-    """All metrics by their names in the log. In a grid these are those of every head; the selected head's metrics are
-    also logged as those of the run."""
+    """All metrics by their names in the log. In a grid every head's metrics are logged, and the selected head's also as
+    those of the run."""
     row = (
         {}
         if selecting in METRIC_PREFIXES
         else {f"val/{key}": value for key, value in reports[selecting].metrics.items()}
     )
     for weights, report in reports.items():
-        prefix = METRIC_PREFIXES[weights] if weights in METRIC_PREFIXES else f"{HEADS}/{weights}"
+        prefix = METRIC_PREFIXES[weights] if weights in METRIC_PREFIXES else f"{HEADS_PREFIX}/{weights}"
         row |= {f"{prefix}/{key}": value for key, value in report.metrics.items()}
     return row
 
@@ -216,12 +215,12 @@ def training_line(epoch: float, metrics: Mapping[str, float]) -> str:
 def validation_lines(
     epoch: float, reports: Mapping[str, Evaluation], monitor: str, selecting: str, improved: bool
 ) -> list[str]:
-    """A console line for each report, or in a grid only for the best head. `selecting` names the report whose `monitor`
-    counts."""
+    """A console line for each report, or in a grid only for the best head. The report named `selecting` selects the
+    best checkpoint."""
     lines = []
     is_grid = selecting not in METRIC_PREFIXES
     for weights, report in {selecting: reports[selecting]}.items() if is_grid else reports.items():
-        shown = dict.fromkeys((*SHOWN, monitor))
+        shown = dict.fromkeys((*CONSOLE_METRICS, monitor))
         values = ", ".join(f"{key} {report.metrics[key]:.4f}" for key in shown if key in report.metrics)
         best = f" (best {monitor})" if improved and weights == selecting else ""
         name = f"val, {weights} of {len(reports)} heads:" if is_grid else METRIC_PREFIXES[weights]

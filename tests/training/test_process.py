@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.training import rendezvous
-from vidtrain.training.rendezvous import Place, find_place, meeting_point, tasks_per_node
+from vidtrain.training import process
+from vidtrain.training.process import LaunchInfo, launch_info, master_address, tasks_per_node
 
 # Of a task of `srun -N2 --ntasks-per-node=2`, on the second node
 STEP = {
@@ -30,19 +30,19 @@ BATCH = {"SLURM_JOB_ID": "1234", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLU
 @pytest.mark.parametrize(
     ("environ", "place"),
     [
-        ({}, Place()),
-        (STEP, Place("slurm", 2, 4, 0, 2)),
-        (BATCH, Place()),
-        ({**STEP, "SLURM_STEP_NUM_TASKS": "1"}, Place()),
-        (TORCHRUN, Place("torchrun", 3, 4, 1, 2)),
-        ({**STEP, **TORCHRUN}, Place("torchrun", 3, 4, 1, 2)),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, Place()),
-        (LOCAL, Place("local", 1, 2, 1, 2)),
-        ({**LOCAL, "SUBMITIT_LOCAL_NTASKS": "1", "SUBMITIT_LOCAL_GLOBALID": "0"}, Place()),
+        ({}, LaunchInfo()),
+        (STEP, LaunchInfo("slurm", 2, 4, 0, 2)),
+        (BATCH, LaunchInfo()),
+        ({**STEP, "SLURM_STEP_NUM_TASKS": "1"}, LaunchInfo()),
+        (TORCHRUN, LaunchInfo("torchrun", 3, 4, 1, 2)),
+        ({**STEP, **TORCHRUN}, LaunchInfo("torchrun", 3, 4, 1, 2)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, LaunchInfo()),
+        (LOCAL, LaunchInfo("local", 1, 2, 1, 2)),
+        ({**LOCAL, "SUBMITIT_LOCAL_NTASKS": "1", "SUBMITIT_LOCAL_GLOBALID": "0"}, LaunchInfo()),
     ],
 )
 def test_the_place_of_a_process(environ, place):
-    assert find_place(environ) == place
+    assert launch_info(environ) == place
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def scontrol(monkeypatch):
         asked.append(command)
         return SimpleNamespace(stdout=said[command[3]])
 
-    monkeypatch.setattr(rendezvous.subprocess, "run", run)
+    monkeypatch.setattr(process.subprocess, "run", run)
     return asked
 
 
 def test_the_ranks_meet_at_the_first_nodes_address_and_a_port_of_the_job(scontrol):
-    assert meeting_point(STEP) == ("10.0.0.7", 12000 + 1234 * 131 % 20000)
+    assert master_address(STEP) == ("10.0.0.7", 12000 + 1234 * 131 % 20000)
     assert scontrol == [
         ["scontrol", "--oneliner", "show", "hostnames", "n[1-2]"],
         ["scontrol", "--oneliner", "show", "node", "n1"],
@@ -84,7 +84,7 @@ def test_the_ranks_meet_at_the_first_nodes_address_and_a_port_of_the_job(scontro
 
 def test_a_requeued_job_and_another_step_meet_at_another_port(scontrol):
     ports = {
-        meeting_point({**STEP, **more})[1]
+        master_address({**STEP, **more})[1]
         for more in ({}, {"SLURM_RESTART_COUNT": "1"}, {"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "1235"})
     }
     assert len(ports) == 4
@@ -92,9 +92,9 @@ def test_a_requeued_job_and_another_step_meet_at_another_port(scontrol):
 
 
 def test_one_node_needs_no_name_and_what_is_set_counts(scontrol):
-    assert meeting_point({**STEP, "SLURM_STEP_NUM_NODES": "1"})[0] == "127.0.0.1"
-    assert meeting_point({**STEP, "MASTER_ADDR": "here", "MASTER_PORT": "77"}) == ("here", 77)
-    assert meeting_point({**LOCAL, "SUBMITIT_LOCAL_JOB_ID": "20005"}) == ("127.0.0.1", 12005)
+    assert master_address({**STEP, "SLURM_STEP_NUM_NODES": "1"})[0] == "127.0.0.1"
+    assert master_address({**STEP, "MASTER_ADDR": "here", "MASTER_PORT": "77"}) == ("here", 77)
+    assert master_address({**LOCAL, "SUBMITIT_LOCAL_JOB_ID": "20005"}) == ("127.0.0.1", 12005)
     assert scontrol == []
 
 
@@ -109,21 +109,21 @@ def test_without_scontrol_it_says_what_to_set(monkeypatch, error, times):
         asked.append(command)
         raise error
 
-    monkeypatch.setattr(rendezvous.subprocess, "run", run)
-    monkeypatch.setattr(rendezvous, "SCONTROL_PAUSE", 0.0)
+    monkeypatch.setattr(process.subprocess, "run", run)
+    monkeypatch.setattr(process, "SCONTROL_PAUSE", 0.0)
     with pytest.raises(UserError, match="set MASTER_ADDR"):
-        meeting_point(STEP)
+        master_address(STEP)
     assert len(asked) == times
 
 
 def test_a_controller_that_is_late_to_answer_is_asked_again(scontrol, monkeypatch):
-    answer, late = rendezvous.subprocess.run, iter([subprocess.TimeoutExpired("scontrol", 30)] * 2)
+    answer, late = process.subprocess.run, iter([subprocess.TimeoutExpired("scontrol", 30)] * 2)
 
     def run(command, **more):
         if error := next(late, None):
             raise error
         return answer(command, **more)
 
-    monkeypatch.setattr(rendezvous.subprocess, "run", run)
-    monkeypatch.setattr(rendezvous, "SCONTROL_PAUSE", 0.0)
-    assert meeting_point(STEP)[0] == "10.0.0.7"
+    monkeypatch.setattr(process.subprocess, "run", run)
+    monkeypatch.setattr(process, "SCONTROL_PAUSE", 0.0)
+    assert master_address(STEP)[0] == "10.0.0.7"
