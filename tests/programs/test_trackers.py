@@ -100,5 +100,5 @@ def test_training_ends_well_whatever_becomes_of_the_tracker(data_root, tmp_path,
 def test_a_missing_package_is_a_fault_before_anything_starts(data_root, monkeypatch):
     cfg = composed(data_root, "logger=[wandb_offline,tensorboard,mlflow]")
     assert list(cfg.logger) == ["wandb", "tensorboard", "mlflow"]
-    monkeypatch.setattr("vidtrain.tracking.logger.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("vidtrain.tracking.logger_process.importlib.util.find_spec", lambda name: None)
     assert check_run(cfg) == [("logger", "logger=tensorboard needs tensorboard: uv sync --extra tensorboard")]

@@ -13,12 +13,11 @@ import pytest
 
 from vidtrain.errors import UserError
 from vidtrain.tracking import logger_process as process_module
-from vidtrain.tracking.logger import LoggedRun
-from vidtrain.tracking.logger_process import Loggers, descendants
+from vidtrain.tracking.logger_process import LoggedRun, Loggers, descendants
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[2]
-TRUTH = "; metrics.jsonl has all"
+COMPLETE_COPY = "; metrics.jsonl has all"
 
 
 @pytest.fixture
@@ -111,7 +110,7 @@ def test_a_fault_switches_one_logger_off_with_one_warning(notes, run, tmp_path, 
     (warning,) = warnings(caplog)
     assert warning.startswith(f"Notes is switched off for this run: {said}")
     if fault != "refuse":
-        assert warning.endswith(TRUTH)
+        assert warning.endswith(COMPLETE_COPY)
     assert (tmp_path / "sound").read_text().splitlines()[-1] == "close finished"
     assert only_child_gone()
     kept = [path for path in run.folder.iterdir()]
@@ -134,12 +133,12 @@ def test_a_start_that_is_waited_for_is_bounded(notes, run, caplog):
     hanging = notes(fault="hang", trigger="start", waits_for_start=True)
     hanging.start_seconds = 1.0
     Loggers({"notes": hanging}).start(run)
-    assert warnings(caplog) == [f"Notes is switched off for this run: it has not started within 1 s{TRUTH}"]
+    assert warnings(caplog) == [f"Notes is switched off for this run: it has not started within 1 s{COMPLETE_COPY}"]
     assert only_child_gone()
 
 
 def test_rows_that_a_slow_logger_does_not_take_are_counted(notes, run, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(process_module, "MOST_WAITING", 20_000)
+    monkeypatch.setattr(process_module, "MAX_QUEUED_BYTES", 20_000)
     loggers = Loggers({"notes": notes(fault="slow", trigger="log")})
     loggers.start(run)
     padding = "x" * 20_000
@@ -151,12 +150,12 @@ def test_rows_that_a_slow_logger_does_not_take_are_counted(notes, run, tmp_path,
     steps = [int(line.split()[1]) for line in lines if line.startswith("log")]
     assert steps == sorted(steps) and 0 < len(steps) < 60
     assert lines[-2:] == ["summary 0.75", "close finished"]
-    assert warnings(caplog) == [f"Notes did not keep up: it lacks {60 - len(steps)} rows{TRUTH}"]
+    assert warnings(caplog) == [f"Notes did not keep up: it lacks {60 - len(steps)} rows{COMPLETE_COPY}"]
 
 
 @pytest.mark.slow
 def test_a_logger_that_hangs_for_long_is_given_up_before_the_end(notes, run, caplog, monkeypatch):
-    monkeypatch.setattr(process_module, "MOST_WAITING", 20_000)
+    monkeypatch.setattr(process_module, "MAX_QUEUED_BYTES", 20_000)
     monkeypatch.setattr(process_module, "STALL_SECONDS", 1.0)
     hanging = notes(fault="hang", trigger="log")
     hanging.start_seconds = 1.0
@@ -166,7 +165,7 @@ def test_a_logger_that_hangs_for_long_is_given_up_before_the_end(notes, run, cap
     while not warnings(caplog) and time.monotonic() < until:
         loggers.log({"padding": "x" * 50_000}, 1)
         time.sleep(0.01)
-    assert warnings(caplog) == [f"Notes is switched off for this run: it has taken nothing for 1 s{TRUTH}"]
+    assert warnings(caplog) == [f"Notes is switched off for this run: it has taken nothing for 1 s{COMPLETE_COPY}"]
     loggers.close("finished")
     assert len(warnings(caplog)) == 1
     assert only_child_gone()
@@ -185,8 +184,7 @@ def test_it_closes_what_it_logs_when_training_is_killed_and_a_fork_lives_on(tmp_
     from pathlib import Path
     sys.path.insert(0, {str(HERE)!r})
     from faulty_loggers import Notes
-    from vidtrain.tracking.logger import LoggedRun
-    from vidtrain.tracking.logger_process import Loggers
+    from vidtrain.tracking.logger_process import LoggedRun, Loggers
     folder = Path({str(tmp_path)!r})
     loggers = Loggers({{"notes": Notes(folder / "notes", waits_for_start=True)}})
     loggers.start(LoggedRun(folder / "run", "abc", "name", "group", {{}}))

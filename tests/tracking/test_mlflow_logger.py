@@ -9,9 +9,8 @@ import pytest
 
 from vidtrain.errors import UserError
 from vidtrain.reports.plots import plot_curves
-from vidtrain.tracking import logger as logger_module
-from vidtrain.tracking.logger import LoggedRun
-from vidtrain.tracking.logger_process import Loggers
+from vidtrain.tracking import logger_process as logger_module
+from vidtrain.tracking.logger_process import LoggedRun, Loggers
 from vidtrain.tracking.trackers import MlflowLogger
 
 # Not by importing it, which every process of the tests would

@@ -19,8 +19,7 @@ import torch
 from vidtrain.errors import UserError
 from vidtrain.tracking import run_log
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.logger import Metric
-from vidtrain.tracking.logger_process import Loggers
+from vidtrain.tracking.logger_process import Loggers, Metric
 from vidtrain.tracking.run_log import RunLog, environment, git_state, read_metrics, write_provenance
 
 REPO = Path(__file__).resolve().parents[2]

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.tracking.logger import LoggedRun
-from vidtrain.tracking.logger_process import Loggers, descendants
+from vidtrain.tracking.logger_process import LoggedRun, Loggers, descendants
 from vidtrain.tracking.trackers import WandbLogger
 
 NOWHERE = "http://127.0.0.1:9"

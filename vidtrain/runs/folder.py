@@ -30,7 +30,7 @@ from vidtrain.files.atomic import read_json, write_json_atomic, write_text_atomi
 from vidtrain.files.escaping import is_masked, masked
 from vidtrain.files.folders import RunLock, check_links
 from vidtrain.runs.attempts import clear_outcome, record_outcome
-from vidtrain.tracking.logger import LoggedRun
+from vidtrain.tracking.logger_process import LoggedRun
 from vidtrain.training.checkpoint import resumable
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not

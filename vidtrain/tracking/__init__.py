@@ -4,7 +4,6 @@ Read run_log.py first.
 
 run_log.py         the log files of a run folder; the machine, packages and code that the run used
 console.py         progress bar or plain lines; the run goes on if its output is lost
-logger.py          the interface of a logger
-logger_process.py  runs each logger in another process, so that it can never delay or stop training
+logger_process.py  the interface of a logger, and the process that runs it, so that it cannot delay or stop training
 trackers.py        the loggers: W&B, TensorBoard, MLflow
 """

@@ -1,13 +1,13 @@
-"""Loggers in processes of their own: whatever happens there, training goes on. Both ends of the connection are here.
+"""The interface of a logger, and the process in which each logger runs, so that its failure cannot stop training.
 
-Processes have advantages over threads: a stopped service hangs its caller forever, even at the interpreter's exit, and
-only a process can be killed then; the GIL is not shared; and data workers may be forked at any time, which is unsafe
-beside threads that hold locks.
+A process is safer than a thread: a service that hangs blocks a thread forever, even at the interpreter's exit, while a
+process can be killed. It has its own GIL, and data workers may be forked at any time, which threads with locks forbid.
 
-The logger's process runs python -m vidtrain.tracking.logger_process FD, the file descriptor of a socket. It receives
-pickled calls, and sends each answer as a line of JSON.
+The process runs python -m vidtrain.tracking.logger_process FD, the file descriptor of a socket. It receives pickled
+calls, and sends each answer as a line of JSON.
 """
 
+import importlib.util
 import json
 import logging
 import os
@@ -19,24 +19,79 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import hidden, hide_these, map_texts, mask_streams, shown
-from vidtrain.tracking.logger import LoggedRun, Logger, Metric
+from vidtrain.files.folders import install_hint
 
 log = logging.getLogger(__name__)
 
-MOST_WAITING = 8 << 20  # bytes of calls that may wait for the other process: about 5,000 rows
+MAX_QUEUED_BYTES = 8 << 20  # of calls that may wait for the other process: about 5,000 rows
 STALL_SECONDS = 60.0  # a process that has read no call for so long counts as hanging
 LEAVE_SECONDS = 5.0  # a process may take so long to exit after its last answer
-NOTICE_SECONDS = 3.0  # after waiting so long at the end, the user is told what for
-TRUTH = "metrics.jsonl has all"
+NOTICE_SECONDS = 3.0  # after waiting so long at the end, a message says for which logger
+COMPLETE_COPY = "metrics.jsonl has all"
+
+Metric = float | int | str | None
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """The description of a run that a logger gets at its start."""
+
+    folder: Path
+    id: str  # the same when the run is resumed
+    name: str
+    group: str  # name of the sweep or experiment that the run belongs to
+    settings: Mapping[str, Any]  # the resolved configuration, by dotted key
+    step: int = 0  # step that the run starts from; a resumed run may log later steps again
+
+
+class Logger(Protocol):
+    """The interface of a logger. It runs in a process of its own (`LoggerProcess`), so any call may raise or hang.
+
+    It is constructed in the training process and pickled to the other before `start`, so it must be picklable until
+    then. Only its constructor and `start` may raise UserError.
+    """
+
+    label: str  # its name in messages
+    waits_for_start: bool  # whether training waits for `start`, so that its UserError can end the run
+    start_seconds: float  # time limit of `start`
+    close_seconds: float  # time limit for all calls that are left when the run ends
+
+    def start(self, run: LoggedRun) -> None:
+        """Starts logging. If a run with the same id exists, logging continues there."""
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None: ...
+    def image(self, name: str, path: Path, step: int) -> None: ...
+    def page(self, name: str, path: Path, step: int) -> None:
+        """Shows or stores a self-contained HTML file."""
+
+    def checkpoint(self, name: str, path: Path) -> None:
+        """Stores a checkpoint file, if the logger is configured to."""
+
+    def summary(self, values: Mapping[str, Any]) -> None: ...
+
+    def close(self, status: str) -> str | None:
+        """Ends the run; `status` is "finished" if it reached its end. Returns a hint how to view it, or None."""
+
+
+def require_packages(names: Sequence[str], option: str, extra: str) -> None:
+    """Raises UserError if a package of `names` is not installed."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"logger={option} needs {', '.join(missing)}: {install_hint(extra)}")
+
+
+def check_artifacts(logger: str, artifacts: str | None) -> None:
+    if artifacts not in (None, "best"):
+        raise UserError(f'logger.{logger}.artifacts is "{artifacts}": it must be best, or null for none.')
 
 
 class Loggers:
@@ -144,7 +199,7 @@ class LoggerProcess:
         """Passes a call to the process. If too many bytes wait already, a row is dropped and counted."""
         if self._process is None:
             return
-        if len(self._outbox) > MOST_WAITING and call in ("log", "image", "page"):
+        if len(self._outbox) > MAX_QUEUED_BYTES and call in ("log", "image", "page"):
             self._dropped_rows += 1
         else:
             self._outbox += pickle.dumps((call, arguments))
@@ -190,30 +245,29 @@ class LoggerProcess:
                 self._give_up("its process has ended")
             *lines, self._answer = (self._answer + data).split(b"\n")
             for line in lines:
-                self._hear(*json.loads(line))
+                self._handle(*json.loads(line))
 
-    def _hear(self, kind: str, text: str | None) -> None:
+    def _handle(self, kind: str, text: str | None) -> None:
         match kind:
             case "started":
                 self._started = True
             case "warning":
                 log.warning("%s", text)
+            case "failed":
+                self._give_up(str(text), LEAVE_SECONDS)
             case "refused":
                 self._refusal = text
                 if not self._logger.waits_for_start:
                     log.warning("%s is switched off for this run: %s", self._logger.label, text)
-                self._end(LEAVE_SECONDS)
-                self._output.unlink(missing_ok=True)
-            case "failed":
-                self._give_up(str(text), LEAVE_SECONDS)
             case "closed":
                 if self._dropped_rows:
-                    missing_rows = f"it lacks {self._dropped_rows} rows; {TRUTH}"
+                    missing_rows = f"it lacks {self._dropped_rows} rows; {COMPLETE_COPY}"
                     log.warning("%s did not keep up: %s", self._logger.label, missing_rows)
                 if text:
                     log.info("%s: %s", self._logger.label, text)
-                self._end(LEAVE_SECONDS)
-                self._output.unlink(missing_ok=True)
+        if kind in ("refused", "closed"):
+            self._end(LEAVE_SECONDS)
+            self._output.unlink(missing_ok=True)
 
     def _give_up(self, reason: str, patience: float = 0.0) -> None:
         if self._process is None:  # the same failure was handled already
@@ -221,7 +275,7 @@ class LoggerProcess:
         self._end(patience)
         has_output = self._output.is_file() and self._output.stat().st_size > 0
         hint = f" (it said more in {self._output})" if has_output else ""
-        log.warning("%s is switched off for this run: %s%s; %s", self._logger.label, reason, hint, TRUTH)
+        log.warning("%s is switched off for this run: %s%s; %s", self._logger.label, reason, hint, COMPLETE_COPY)
         if not has_output:
             self._output.unlink(missing_ok=True)
 
@@ -242,7 +296,7 @@ class LoggerProcess:
 
 
 def open_output(path: Path) -> IO[bytes]:
-    """Opens a file for the output of trackers, which would break the progress bar; /dev/null if that fails."""
+    """Opens a file for the output of trackers, which would break the progress bar; /dev/null if it cannot be opened."""
     try:
         return path.open("ab")
     except OSError:
@@ -267,7 +321,7 @@ def descendants(process: int) -> list[int]:
 
 # A scheduler signals every process of a job; this one ignores the signals and ends after the training process
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-LOOK_EVERY = 2.0  # seconds between two checks whether the training process is alive
+PARENT_CHECK_SECONDS = 2.0  # seconds between two checks whether the training process is alive
 
 
 class Relay(logging.Handler):
@@ -307,17 +361,17 @@ def serve(connection: socket.socket) -> None:
 
 def calls(connection: socket.socket) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Yields the calls of the training process until it ends."""
-    Thread(target=hang_up_with, args=(os.getppid(), connection), daemon=True).start()
+    Thread(target=shut_down_after, args=(os.getppid(), connection), daemon=True).start()
     with connection.makefile("rb") as stream, suppress(EOFError, OSError, pickle.UnpicklingError):
         while True:
             yield pickle.load(stream)
 
 
-def hang_up_with(parent: int, connection: socket.socket) -> None:
+def shut_down_after(parent: int, connection: socket.socket) -> None:
     """Shuts the socket for reading once `parent` has ended. Its forked workers may keep the other end open, so reading
     would not stop by itself."""
     while os.getppid() == parent:
-        time.sleep(LOOK_EVERY)
+        time.sleep(PARENT_CHECK_SECONDS)
     connection.shutdown(socket.SHUT_RD)
 
 

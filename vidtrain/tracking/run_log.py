@@ -26,8 +26,7 @@ from vidtrain.files.atomic import JsonLines, Ledger, StepTable, each_json_line, 
 from vidtrain.files.escaping import shown
 from vidtrain.files.folders import IN_CHECKOUT, ROOT
 from vidtrain.tracking.console import Console, NullConsole
-from vidtrain.tracking.logger import Metric
-from vidtrain.tracking.logger_process import Loggers
+from vidtrain.tracking.logger_process import Loggers, Metric
 
 FAULTS_SHOWN = 20  # at most so many unreadable videos are named on the console
 MOST_HELD = 100_000  # while the disk is full, so many rows of a file may wait in memory: about 10 MB

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import masked
-from vidtrain.tracking.logger import LoggedRun, Metric, check_artifacts, require_packages
+from vidtrain.tracking.logger_process import LoggedRun, Metric, check_artifacts, require_packages
 
 if TYPE_CHECKING:
     import wandb

@@ -20,8 +20,7 @@ from omegaconf import DictConfig
 from vidtrain.build import parts as build
 from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.logger import LoggedRun
-from vidtrain.tracking.logger_process import Loggers
+from vidtrain.tracking.logger_process import LoggedRun, Loggers
 from vidtrain.tracking.run_log import RunLog
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.loop import fit
