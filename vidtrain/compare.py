@@ -41,8 +41,7 @@ def _places(cfg: CompareConfig | DictConfig) -> list[Any]:
 
 def show(summary: Mapping[str, Any], console: "Console") -> None:
     """Prints the recipes as a table, the best first, and the notes."""
-    from vidtrain.reports.compare_page import chosen_words, ranked
-    from vidtrain.reports.pages import four, interval, signed
+    from vidtrain.reports.pages import chosen_words, four, interval, ranked, signed
 
     pairs = {pair["other"]: pair for pair in summary["comparisons"]}
     recipes = ranked(summary)
@@ -73,8 +72,7 @@ def compare(cfg: DictConfig) -> None:
     from vidtrain.comparison.runs import find_runs, read_all
     from vidtrain.files.atomic import write_json_atomic
     from vidtrain.reports.compare_charts import draw
-    from vidtrain.reports.compare_page import compare_page, write_tables
-    from vidtrain.reports.pages import replace_page
+    from vidtrain.reports.pages import compare_page, replace_page, write_tables
     from vidtrain.tracking.console import make_console
 
     settings = to_settings(cfg, CompareConfig)

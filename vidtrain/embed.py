@@ -74,7 +74,7 @@ def compare(
 ) -> None:
     """Writes neighbors and near duplicates, among the videos or in earlier embeddings, as tables and a page."""
     from vidtrain.embeddings.pages import embeddings_page
-    from vidtrain.embeddings.search import Likeness
+    from vidtrain.embeddings.ranking import Likeness
     from vidtrain.files.atomic import write_text_atomic
     from vidtrain.files.escaping import csv_text
     from vidtrain.reports.pages import replace_page

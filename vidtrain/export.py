@@ -64,8 +64,7 @@ def export(cfg: DictConfig) -> None:
     from vidtrain.models.classifier import VideoClassifier
     from vidtrain.models.exporting import check_onnx
     from vidtrain.models.weights.files import as_sources
-    from vidtrain.reports.pages import write_model_card
-    from vidtrain.runs.export import chosen_formats, export_model, model_spec, recorded_metrics
+    from vidtrain.runs.export import chosen_formats, export_model, model_spec, recorded_metrics, write_model_card
     from vidtrain.tracking.console import make_console
     from vidtrain.training.distributed import Ranks
 

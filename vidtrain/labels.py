@@ -42,8 +42,8 @@ def labels(cfg: LabelsConfig) -> None:
 
 def errors(cfg: LabelsConfig) -> None:
     """Writes suspects.csv, probabilities.npz and report.html."""
-    from vidtrain.embeddings.labels import find_suspects
     from vidtrain.embeddings.pages import correcting_page, picture_folder, suspect_rows
+    from vidtrain.embeddings.ranking import find_suspects
     from vidtrain.embeddings.store import Embeddings
     from vidtrain.files.atomic import replacing_path, write_text_atomic
     from vidtrain.files.escaping import csv_text
@@ -79,7 +79,7 @@ def errors(cfg: LabelsConfig) -> None:
 
 def choose(cfg: LabelsConfig) -> None:
     """Writes to_label.csv."""
-    from vidtrain.embeddings.labels import choose_next
+    from vidtrain.embeddings.ranking import choose_next
     from vidtrain.embeddings.store import Embeddings
     from vidtrain.files.atomic import write_text_atomic
     from vidtrain.files.escaping import csv_text

@@ -12,7 +12,7 @@ import numpy as np
 from cleanlab.rank import get_label_quality_scores
 from sklearn.metrics import average_precision_score
 
-from vidtrain.embeddings.labels import SCORES, find_suspects
+from vidtrain.embeddings.ranking import SCORES, find_suspects
 from vidtrain.embeddings.store import Embeddings
 
 SEEDS, SHARE, LOOKED_AT, FOLDS = 5, 0.1, 0.15, 5

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from vidtrain.embeddings.labels import choose_next
+from vidtrain.embeddings.ranking import choose_next
 from vidtrain.embeddings.store import Embeddings
 from vidtrain.evaluator.classifiers import logistic_regression
 

@@ -9,8 +9,13 @@ import torch
 from vidtrain.comparison.paired import SCORES, mcnemar, resampled_scores, scores, seed_noise
 from vidtrain.comparison.recipes import importance
 from vidtrain.comparison.run import spread
-from vidtrain.evaluation.metrics import count_labels, from_label_counts, from_predictions
-from vidtrain.evaluation.predictions import percentile_interval, resampled_means
+from vidtrain.evaluation.metrics import (
+    count_labels,
+    from_label_counts,
+    from_predictions,
+    percentile_interval,
+    resampled_means,
+)
 
 
 def rng(seed: int = 0):

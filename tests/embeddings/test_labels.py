@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from made_embeddings import made, several
 
-from vidtrain.embeddings import labels as found_labels
-from vidtrain.embeddings.labels import (
+from vidtrain.embeddings import ranking
+from vidtrain.embeddings.ranking import (
     choose_next,
     confident_joint,
     doubt_by_entropy,
@@ -102,7 +102,7 @@ def test_no_video_is_judged_by_others_of_its_group(monkeypatch):
         judged.extend(row for _, test in folds for row in test.tolist())
         return np.full(targets.shape, 1 / targets.shape[1])
 
-    monkeypatch.setattr(found_labels, "out_of_fold", watched)
+    monkeypatch.setattr(ranking, "out_of_fold", watched)
     find_suspects(embeddings, 5, "self_confidence")
     assert parted == [set()] * 5 and sorted(judged) == list(range(60))
 

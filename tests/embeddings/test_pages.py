@@ -14,9 +14,8 @@ from page_reader import PageReader
 
 from vidtrain.data.manifest.files import csv_text
 from vidtrain.data.sources.listings import ListingFormat, read_pool
-from vidtrain.embeddings.labels import find_suspects
 from vidtrain.embeddings.pages import correcting_page, embeddings_page, flat, suspect_rows
-from vidtrain.embeddings.search import Likeness
+from vidtrain.embeddings.ranking import Likeness, find_suspects
 from vidtrain.errors import UserError
 from vidtrain.reports.pages import TEMPLATES
 from vidtrain.runs.examples import moving_picture

@@ -8,17 +8,17 @@ import torch
 from made_embeddings import made
 from sklearn.neighbors import NearestNeighbors
 
-from vidtrain.embeddings import search
-from vidtrain.embeddings.search import Likeness, k_center, nearest, unit
+from vidtrain.embeddings import ranking
+from vidtrain.embeddings.ranking import Likeness, k_center, nearest, unit
 
 
 @pytest.mark.parametrize("block", [16384, 300])
 @pytest.mark.parametrize("around", [0.0, 3.0])
 @pytest.mark.parametrize("bfloat16", [True, False])
 def test_neighbors_are_those_of_scikit_learn(monkeypatch, block, around, bfloat16):
-    monkeypatch.setattr(search, "BLOCK", block)
-    monkeypatch.setattr(search, "QUERIES", 400)
-    monkeypatch.setattr(search, "PAIRS", 1000)
+    monkeypatch.setattr(ranking, "BLOCK", block)
+    monkeypatch.setattr(ranking, "QUERIES", 400)
+    monkeypatch.setattr(ranking, "PAIRS", 1000)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bfloat16)
     rng = np.random.default_rng(0)
     base, queries = (unit(rng.normal(around, size=(count, 48)).astype(np.float32)) for count in (1000, 70))
@@ -38,7 +38,7 @@ def test_rough_products_are_no_more_wrong_than_they_say():
             torch.from_numpy(unit(rng.normal(around, size=(count, 768)).astype(np.float32))) for count in (20, 9000)
         )
         exact = some.double() @ others.double().T
-        for start, products, slack in search._rough_products(some, others):
+        for start, products, slack in ranking._rough_products(some, others):
             errors = (products.double() - exact[:, start : start + products.shape[1]]).abs()
             assert (errors <= slack[:, None] + products.abs() * torch.finfo(products.dtype).eps).all()
             assert slack.max() < 0.01

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.predictions import Predictions, align, read_predictions
+from vidtrain.evaluation.report import Predictions, align, read_predictions
 
 
 def predictions(rows: str, groups: list[str] | None = None, several: bool = False) -> Predictions:

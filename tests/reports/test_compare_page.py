@@ -11,7 +11,7 @@ import pytest
 
 from vidtrain.reports import compare_charts
 from vidtrain.reports.compare_charts import draw, setting_axis
-from vidtrain.reports.compare_page import compare_page, name_of, ranked, write_tables
+from vidtrain.reports.pages import compare_page, name_of, ranked, write_tables
 
 
 class Loud:

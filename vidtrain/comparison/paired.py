@@ -6,15 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS
-from vidtrain.evaluation.predictions import (
-    Aligned,
-    Predictions,
-    align,
-    draw_weights,
-    percentile_interval,
-    resampled_means,
-)
+from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, draw_weights, percentile_interval, resampled_means
+from vidtrain.evaluation.report import Aligned, Predictions, align
 
 # Functions of the counts of hits, labels and predictions of each class [b k], to ratios [b k]
 RATIOS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {

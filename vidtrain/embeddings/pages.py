@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vidtrain.data.manifest.files import csv_text as listing_text
-from vidtrain.embeddings.labels import Suspects
-from vidtrain.embeddings.search import Likeness, k_center, unit
+from vidtrain.embeddings.ranking import Likeness, Suspects, k_center, unit
 from vidtrain.embeddings.store import PICTURES, UNLABELED, Embeddings
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import guarded_cell, is_utf8

@@ -1,11 +1,12 @@
 """From clip logits to numbers.
 
+Read views.py first.
+
 views.py        the logits of every view, gathered over ranks; clip fusion by name
-view_store.py   the table as a folder of plain files, filled safe against kills
-protocols.py    every protocol that a table holds, and temporal probes; the same as CSV and JSON
-metrics.py      clip-level and video-level metrics, of one label a video or several
-report.py       metrics with their protocol, and the tables behind them
+view_store.py   the view table as a folder of plain files, which a kill does not damage
+protocols.py    every protocol that a table holds, and temporal ablations; the same as CSV and JSON
+metrics.py      metrics at clip and video level, for one label a video or several; bootstrap intervals
+report.py       the report of an evaluation; the predictions of several runs, aligned by video
 calibration.py  how far probabilities can be believed; temperature and vector scaling
-calibrated.py   what calibrating leaves of a checkpoint, and how that answers
-predictions.py  what runs took each video for; the videos that they share; the bootstrap over them
+calibrated.py   the stored calibration of a checkpoint, applied to logits
 """

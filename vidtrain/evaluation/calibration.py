@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.metrics import parts
-from vidtrain.evaluation.predictions import percentile_interval, resampled_means
+from vidtrain.evaluation.metrics import parts, percentile_interval, resampled_means
 
 CELLS = 1 << 18  # logits that are processed at a time: they fit in a core's cache
 BINS = 15  # as Guo et al. and torchmetrics have it

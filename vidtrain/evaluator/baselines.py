@@ -28,8 +28,8 @@ from vidtrain.data.audit.duplicates import LUMA
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError
-from vidtrain.evaluation.predictions import Predictions, align, percentile_interval, read_predictions, resampled_means
-from vidtrain.evaluation.report import Report, report
+from vidtrain.evaluation.metrics import percentile_interval, resampled_means
+from vidtrain.evaluation.report import Predictions, Report, align, read_predictions, report
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
 
@@ -269,7 +269,7 @@ class BaselineComparison:
     """The accuracy of a run minus that of a baseline, on the number of `videos` that both classified.
 
     The interval of 95% is over samples of videos, drawn in whole groups (`units`, see
-    `evaluation.predictions.resampled_means`).
+    `evaluation.metrics.resampled_means`).
     """
 
     name: str

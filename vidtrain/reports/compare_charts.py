@@ -26,8 +26,7 @@ from vidtrain.reports.charts import (
     thinned,
     write_beside,
 )
-from vidtrain.reports.compare_page import NAME_LENGTH, name_of, ranked
-from vidtrain.reports.pages import warn_of_failure
+from vidtrain.reports.pages import RECIPE_NAME_LENGTH, name_of, ranked, warn_of_failure
 
 Plain = Mapping[str, Any]
 
@@ -189,7 +188,7 @@ def _draw_bars(rows: Sequence[Plain], title: str, path: Path) -> None:
         verdict = ("better" if change > 0 else "worse") if is_clear else "not told apart"
         _draw_interval(axes, number, change, (low, high), VERDICTS[verdict])
     style(axes, title)
-    name_rows(axes, [f"{shortened(row['name'], NAME_LENGTH)} ({row['support']})" for row in rows])
+    name_rows(axes, [f"{shortened(row['name'], RECIPE_NAME_LENGTH)} ({row['support']})" for row in rows])
     save_png(figure, path)
 
 
@@ -199,7 +198,7 @@ def _draw_cells(table: np.ndarray, names: Sequence[str], columns: Sequence[str],
     bound = max(0.05, float(np.abs(table).max()))
     image = axes.imshow(table, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, fontsize=8.5, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), [shortened(name, NAME_LENGTH) for name in names], fontsize=8.5)
+    axes.set_yticks(range(len(names)), [shortened(name, RECIPE_NAME_LENGTH) for name in names], fontsize=8.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for (row, column), value in np.ndenumerate(table):

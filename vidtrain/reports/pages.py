@@ -1,29 +1,45 @@
-"""Renders templates/: HTML pages, each a file that needs no other, and a run's model card.
+"""Renders templates/: the HTML pages of an audit and of a comparison, each a file that needs no other, and others.
 
 Paths, class names and settings may hold any characters. Templates escape every value, after control and invisible
 characters were spelled out, so only the template's own text is markup.
 """
 
 import base64
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vidtrain.files import escaping
-from vidtrain.files.atomic import read_json, write_text_atomic
-from vidtrain.files.escaping import legend_of, read_records
+from vidtrain.files.atomic import write_text_atomic
+from vidtrain.files.escaping import csv_text
 
 if TYPE_CHECKING:  # --help should not wait for it
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).with_name("templates")
+MODEL_CARD = "MODEL_CARD.md"
+METRIC_TITLES = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "map": "mean average precision, macro",
+    "map_micro": "mean average precision, micro",
+    "exact_match": "all labels right",
+    "f1_macro": "F1, macro",
+    "f1_weighted": "F1, weighted",
+    "precision_macro": "precision, macro",
+    "recall_macro": "recall, macro",
+    "loss": "loss",
+}
 JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file
+CSS_PER_INCH = 96  # pixels
+RECIPE_NAME_LENGTH = 44
 MOST_CLASSES = 30  # classes of a chart
 MOST_ROWS = 200  # rows of a table; summary.json has all of them
 
 Plain = Mapping[str, Any]
+Rows = list[Sequence[Any]]
 
 Result = TypeVar("Result")
 
@@ -159,111 +175,146 @@ def most_unlike(rows: Mapping[str, Sequence[int]]) -> tuple[list[str], int]:
     return [name for name in filled if name in kept], len(filled) - len(kept)
 
 
-# --- the model card of a finished run ---------------------------------------------------------------------
-#
-# After Mitchell et al. 2019, "Model cards for model reporting" (arXiv:1810.03993).
-
-CARD, NEEDS = "MODEL_CARD.md", "a model card needs it"
-METRIC_TITLES = {
-    "top1": "top-1 accuracy",
-    "top5": "top-5 accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "map": "mean average precision, macro",
-    "map_micro": "mean average precision, micro",
-    "exact_match": "all labels right",
-    "f1_macro": "F1, macro",
-    "f1_weighted": "F1, weighted",
-    "precision_macro": "precision, macro",
-    "recall_macro": "recall, macro",
-    "loss": "loss",
-}
-CLASSES_SHOWN = 30
-FEW = 10  # the card lists classes with fewer videos, as their numbers mean little
-SETTINGS = (
-    "optimizer", "schedule", "loss", "augmentation", "stage", "trainer.epochs", "trainer.batch_size",
-    "trainer.accumulation", "trainer.precision", "trainer.ema", "trainer.clip_grad", "clip.train_clips", "seed",
-)  # fmt: skip
-PICTURES = {"curves.png": "Training curves", "confusion_{split}.png": "Confusion matrix on {split}"}
+# --- the page and the tables of a comparison --------------------------------------------------------------
 
 
-def write_model_card(run: Path, out: Path, config: Mapping[str, Any], exported: Mapping[str, Any] | None) -> Path:
-    """Writes MODEL_CARD.md of the run folder `run` and its pictures into `out`; returns the card's path. `config` is
-    the run's resolved configuration, `exported` the metadata of the exported files, or None. Raises `UserError` naming
-    a file that is missing in the run folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    split = _read(run / "summary.json")["split"]
-    shown = []
-    for pattern, title in PICTURES.items():
-        picture = run / "plots" / pattern.format(split=split)
-        if picture.is_file():  # runs with several labels a video have no confusion matrix
-            for file in filter(Path.is_file, (picture, legend_of(picture))):
-                shutil.copyfile(file, out / file.name)
-            shown.append((title.format(split=split), picture.name))
-    path = out / CARD
-    write_text_atomic(path, model_card(run, config, exported, shown))
-    return path
+def ranked(summary: Plain) -> list[Plain]:
+    """The compared recipes, the best first; recipes without a value come last."""
+    sign = -1 if summary["higher_is_better"] else 1
+    compared = [recipe for recipe in summary["recipes"] if recipe["compared"]]
+    return sorted(compared, key=lambda recipe: (recipe["mean"] is None, sign * (recipe["mean"] or 0.0)))
 
 
-def model_card(
-    run: Path,
-    config: Mapping[str, Any],
-    exported: Mapping[str, Any] | None,
-    pictures: Sequence[tuple[str, str]],
-) -> str:
-    """The card as text; `pictures` are (title, file name)."""
-    summary = _read(run / "summary.json")
-    evaluation, start, data = (
-        run / place for place in (f"eval/{summary['split']}", "starting_point.json", "dataset.json")
+def name_of(recipe: Plain, length: int = RECIPE_NAME_LENGTH) -> str:
+    """`3: lr=0.001, augmentation=none`"""
+    from vidtrain.reports.charts import shortened  # here, as it imports matplotlib
+
+    return shortened(f"{recipe['number']}: {recipe['label']}", length)
+
+
+def chosen_words(summary: Plain) -> str:
+    """A sentence that names the recipe chosen on val and its metric on the reported split; empty if none is chosen."""
+    chosen = summary["chosen"]
+    if chosen is None:
+        return ""
+    recipe = next(recipe for recipe in summary["recipes"] if recipe["number"] == chosen["recipe"])
+    choice = (
+        f"chosen on val, by the mean of {chosen['monitor']}, {chosen['mean']:.4f}: recipe {recipe['number']}, "
+        f"{recipe['label']}"
     )
-    by_class = read_records(evaluation / "per_class.csv", NEEDS)
-    score = "f1" if "f1" in by_class[0] else list(by_class[0])[-1]
+    if recipe["mean"] is None or recipe["split"].startswith("val"):
+        return choice
+    return (
+        f"{choice}; on {recipe['split']} its {summary['metric']} is {recipe['mean']:.4f}. Report this number: the best "
+        f"of many recipes on {recipe['split']} is too optimistic"
+    )
+
+
+def compare_page(summary: Plain, pictures: Sequence[str], folder: Path) -> str:
+    """The page as HTML. `pictures` names the PNG files in `folder`, without suffix."""
+    recipes, runs = len(summary["recipes"]), len(summary["runs"])
     return render(
-        "model_card.md.jinja",
-        config=config,
-        summary=summary,
-        evaluated=_read(evaluation / "metrics.json"),
-        exported=exported,
-        start=_read(start) if start.is_file() else None,
-        data=_read(data) if data.is_file() else None,
-        by_class=by_class,
-        weakest_first=sorted(by_class, key=lambda row: _number(row[score])),
-        few=[row for row in by_class if "support" in row and _number(row["support"]) < FEW],
-        least=FEW,
-        most_listed=CLASSES_SHOWN,
-        titles=METRIC_TITLES,
-        pictures=pictures,
-        settings=_settings(config),
-        run=run.name,
-        run_id=_read(run / "run.json")["id"],
-        git=_read(run / "git.json"),
-        environment=_read(run / "environment.json"),
+        "compare.html.jinja",
+        title=f"{runs} runs of {recipes} recipe{'' if recipes == 1 else 's'}",
+        compared=summary,
+        pictures={name: _picture(folder / f"{name}.png") for name in pictures},
+        ranking=ranked(summary),
+        chosen=chosen_words(summary),
+        name_of=name_of,
+        largest_first=lambda rows, key: sorted(rows, key=lambda row: -abs(row[key])),
     )
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """The settings of `SETTINGS` that are set, as text."""
-    settings = {}
-    for key in SETTINGS:
-        node: Any = config
-        for name in key.split("."):
-            node = node[name] if isinstance(node, Mapping) and name in node else None
-        if node is not None:
-            settings[key] = _spell(node)
-    return settings
+def _picture(path: Path) -> Plain:
+    """A PNG in base64, and its width in CSS pixels, with which text has the same size in all pictures."""
+    from vidtrain.reports.charts import DOTS_PER_INCH  # here, as it imports matplotlib
+
+    data = path.read_bytes()
+    pixels = int.from_bytes(data[16:20])  # the width in a PNG's header
+    return {"base64": base64.b64encode(data).decode(), "width": round(pixels * CSS_PER_INCH / DOTS_PER_INCH)}
 
 
-def _spell(node: object) -> str:
-    """A component as its name with its values in brackets, such as `AdamW(lr=0.001)`; other values as text."""
-    if isinstance(node, Mapping):
-        inner = [f"{key}={_spell(value)}" for key, value in node.items() if key[0] != "_" and value is not None]
-        kind = node["_target_"].rpartition(".")[2] if "_target_" in node else ""
-        return f"{kind}({', '.join(inner)})"
-    return f"[{', '.join(map(_spell, node))}]" if isinstance(node, list) else str(node)
+def write_tables(summary: Plain, changed: Iterable[tuple[int, int, Plain]], folder: Path) -> None:
+    """Writes the CSV tables into `folder`. `changed` are (baseline, recipe, video) of videos whose share of right runs
+    differs."""
+    recipes = (f"recipe {recipe['number']}" for recipe in summary["recipes"])
+    tables: dict[str, Rows] = {
+        "runs": _run_rows(summary),
+        "recipes": _recipe_rows(summary),
+        "settings": [["setting", *recipes], *([key, *row] for key, row in summary["settings"].items())],
+        "per_class": _class_rows(summary),
+        "flips": _video_rows(changed),
+    }
+    for name, rows in tables.items():
+        write_text_atomic(folder / f"{name}.csv", csv_text(rows))
 
 
-def _number(cell: str) -> float:
-    return float(cell) if cell else 0.0
+def _run_rows(summary: Plain) -> Rows:
+    """A row for every run: the settings that differ, its result on val, and every metric."""
+    metrics = list(dict.fromkeys(name for run in summary["runs"] for name in run["metrics"]))
+    keys = (
+        "split", "protocol", "coverage", "monitor", "best", "best_step", "final", "steps", "minutes", "commit",
+    )  # fmt: skip
+    rows: Rows = [["run", "folder", "recipe", *summary["keys"], *summary["repeats"], *keys, *metrics]]
+    for run in summary["runs"]:
+        first = (
+            run["name"],
+            run["folder"],
+            run["recipe"],
+            *run["settings"].values(),
+            *run["repeats"].values(),
+        )
+        last = (run["metrics"][name] if name in run["metrics"] else None for name in metrics)
+        rows.append([*first, *(run[key] for key in keys), *last])
+    return rows
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path, NEEDS)
+def _recipe_rows(summary: Plain) -> Rows:
+    """A row for every recipe: the tested difference, and mean and deviation of every metric over its runs."""
+    metrics = list(dict.fromkeys(name for recipe in summary["recipes"] for name in recipe["metrics"]))
+    pairs = {pair["other"]: pair for pair in summary["comparisons"]}
+    averages = (f"{name}_{what}" for name in metrics for what in ("mean", "deviation"))
+    rows: Rows = [
+        [
+            *("recipe", "label", "runs", *summary["keys"], "split", "protocol", "baseline"),
+            *(f"{summary['tested']}_difference", "low", "high", "low_with_seeds", "high_with_seeds"),
+            *("verdict", "shared_videos", *averages),
+        ]
+    ]
+    for recipe in summary["recipes"]:
+        number, by_metric = recipe["number"], recipe["metrics"]
+        tested: Sequence[Any] = [None] * 7
+        if number in pairs:
+            pair = pairs[number]
+            with_seeds = pair["interval_with_seeds"] or (None, None)
+            over_videos = pair["interval"] or (None, None)
+            tested = (pair["difference"], *over_videos, *with_seeds, pair["verdict"], pair["shared"])
+        first = (number, recipe["label"], recipe["n"], *recipe["settings"].values())
+        protocol = (recipe["split"], recipe["protocol"], int(number == summary["baseline"]))
+        last = (value for name in metrics for value in (by_metric[name] if name in by_metric else (None, None)))
+        rows.append([*first, *protocol, *tested, *last])
+    return rows
+
+
+def _class_rows(summary: Plain) -> Rows:
+    """A row for every class of every comparison."""
+    keys = (
+        "name", "support", "recall_baseline", "recall_other", "recall_difference", "f1_baseline", "f1_other",
+        "f1_difference",
+    )  # fmt: skip
+    columns = [key.replace("_other", "_recipe") for key in keys[1:]]
+    rows: Rows = [["baseline", "recipe", "class", *columns, "recall_low", "recall_high"]]
+    for pair in summary["comparisons"]:
+        for change in pair["classes"]:
+            rows.append([pair["baseline"], pair["other"], *(change[key] for key in keys), *change["interval"]])
+    return rows
+
+
+def _video_rows(changed: Iterable[tuple[int, int, Plain]]) -> Rows:
+    """A row for every video whose share of right runs differs between baseline and recipe."""
+    columns = {
+        "path": "path", "label": "label", "baseline": "right_in_baseline", "other": "right_in_recipe",
+        "prediction_baseline": "prediction_baseline", "prediction_other": "prediction_recipe", "flipped": "flipped",
+    }  # fmt: skip
+    rows: Rows = [["baseline", "recipe", *columns.values()]]
+    return [*rows, *([a, b, *(video[key] for key in columns)] for a, b, video in changed)]

@@ -12,6 +12,6 @@ frozen_encoder.py  phases that train heads on a frozen encoder, from clips or fr
 token_store.py  cached tokens on disk, which survive a kill
 examples.py  draws mistakes, uncertain right answers and masked videos
 page.py      makes report.html from the files in a run's folder
-export.py    exports a model, for the export program and for the end of training
+export.py    exports a model with its model card, for the export program and for the end of training
 publish.py   exports a pretrained network in the layouts of VideoMAE, V-JEPA and transformers
 """

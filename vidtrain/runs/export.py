@@ -1,6 +1,7 @@
-"""Exports a model in the requested formats, with a card.json that says how to use it."""
+"""Exports a model in the requested formats, with a card.json for programs and a model card for people."""
 
 import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,14 +20,14 @@ from vidtrain.data.augment.geometry import EvalGeometry, SquashedFrame, WholeFra
 from vidtrain.errors import UserError
 from vidtrain.evaluation.calibrated import Calibration
 from vidtrain.evaluation.views import probabilities
-from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
-from vidtrain.files.escaping import is_utf8, masked_values
+from vidtrain.files.atomic import read_json, strict_json, write_json_atomic, write_text_atomic
+from vidtrain.files.escaping import is_utf8, legend_of, masked_values, read_records
 from vidtrain.models import exporting
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.exporting import INPUT_NAME, OUTPUT_NAMES, OnnxClassifier
 from vidtrain.models.lora import adapter_parameters, merge_adapters
 from vidtrain.models.weights import CARD_FORMAT, CARD_KEY
-from vidtrain.reports.pages import warn_of_failure, write_model_card
+from vidtrain.reports.pages import METRIC_TITLES, MODEL_CARD, render, warn_of_failure
 from vidtrain.training.run import Console
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}
@@ -280,3 +281,100 @@ def _megabytes(path: Path) -> str:
     beside = path.with_name(f"{path.name}.data")
     size = path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
     return f"{size / 1e6:.1f} MB"
+
+
+# --- the model card of a finished run ---------------------------------------------------------------------
+#
+# After Mitchell et al. 2019, "Model cards for model reporting" (arXiv:1810.03993).
+
+NEEDS = "a model card needs it"
+CLASSES_SHOWN = 30
+FEW = 10  # the card lists classes with fewer videos, as their numbers mean little
+SETTINGS = (
+    "optimizer", "schedule", "loss", "augmentation", "stage", "trainer.epochs", "trainer.batch_size",
+    "trainer.accumulation", "trainer.precision", "trainer.ema", "trainer.clip_grad", "clip.train_clips", "seed",
+)  # fmt: skip
+PICTURES = {"curves.png": "Training curves", "confusion_{split}.png": "Confusion matrix on {split}"}
+
+
+def write_model_card(run: Path, out: Path, config: Mapping[str, Any], exported: Mapping[str, Any] | None) -> Path:
+    """Writes MODEL_CARD.md of the run folder `run` and its pictures into `out`; returns the card's path. `config` is
+    the run's resolved configuration, `exported` the metadata of the exported files, or None. Raises `UserError` naming
+    a file that is missing in the run folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    split = _read(run / "summary.json")["split"]
+    shown = []
+    for pattern, title in PICTURES.items():
+        picture = run / "plots" / pattern.format(split=split)
+        if picture.is_file():  # runs with several labels a video have no confusion matrix
+            for file in filter(Path.is_file, (picture, legend_of(picture))):
+                shutil.copyfile(file, out / file.name)
+            shown.append((title.format(split=split), picture.name))
+    path = out / MODEL_CARD
+    write_text_atomic(path, model_card(run, config, exported, shown))
+    return path
+
+
+def model_card(
+    run: Path,
+    config: Mapping[str, Any],
+    exported: Mapping[str, Any] | None,
+    pictures: Sequence[tuple[str, str]],
+) -> str:
+    """The card as text; `pictures` are (title, file name)."""
+    summary = _read(run / "summary.json")
+    evaluation, start, data = (
+        run / place for place in (f"eval/{summary['split']}", "starting_point.json", "dataset.json")
+    )
+    by_class = read_records(evaluation / "per_class.csv", NEEDS)
+    score = "f1" if "f1" in by_class[0] else list(by_class[0])[-1]
+    return render(
+        "model_card.md.jinja",
+        config=config,
+        summary=summary,
+        evaluated=_read(evaluation / "metrics.json"),
+        exported=exported,
+        start=_read(start) if start.is_file() else None,
+        data=_read(data) if data.is_file() else None,
+        by_class=by_class,
+        weakest_first=sorted(by_class, key=lambda row: _number(row[score])),
+        few=[row for row in by_class if "support" in row and _number(row["support"]) < FEW],
+        least=FEW,
+        most_listed=CLASSES_SHOWN,
+        titles=METRIC_TITLES,
+        pictures=pictures,
+        settings=_settings(config),
+        run=run.name,
+        run_id=_read(run / "run.json")["id"],
+        git=_read(run / "git.json"),
+        environment=_read(run / "environment.json"),
+    )
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of `SETTINGS` that are set, as text."""
+    settings = {}
+    for key in SETTINGS:
+        node: Any = config
+        for name in key.split("."):
+            node = node[name] if isinstance(node, Mapping) and name in node else None
+        if node is not None:
+            settings[key] = _spell(node)
+    return settings
+
+
+def _spell(node: object) -> str:
+    """A component as its name with its values in brackets, such as `AdamW(lr=0.001)`; other values as text."""
+    if isinstance(node, Mapping):
+        inner = [f"{key}={_spell(value)}" for key, value in node.items() if key[0] != "_" and value is not None]
+        kind = node["_target_"].rpartition(".")[2] if "_target_" in node else ""
+        return f"{kind}({', '.join(inner)})"
+    return f"[{', '.join(map(_spell, node))}]" if isinstance(node, list) else str(node)
+
+
+def _number(cell: str) -> float:
+    return float(cell) if cell else 0.0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path, NEEDS)

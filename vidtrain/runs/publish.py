@@ -23,7 +23,7 @@ from vidtrain.models.masked_models import JointEmbedding, MaskedModel
 from vidtrain.models.weights.loading import load_pretrained
 from vidtrain.models.weights.pretraining import LAYOUTS, Layout, layout_of
 from vidtrain.models.weights.vit3d import under
-from vidtrain.reports.pages import CARD, render
+from vidtrain.reports.pages import MODEL_CARD, render
 from vidtrain.training import checkpoint
 from vidtrain.training.run import Console
 
@@ -97,8 +97,10 @@ def publish(
     results = None
     if summary is not None and summary.is_file():
         results = read_json(summary, "the card shows the run's results", ["steps", "protocol"])
-    write_text_atomic(out / CARD, render("pretraining_card.md.jinja", card=card, found=results, dataset=config.dataset))
-    console.info(f"model card {out / CARD}")
+    write_text_atomic(
+        out / MODEL_CARD, render("pretraining_card.md.jinja", card=card, found=results, dataset=config.dataset)
+    )
+    console.info(f"model card {out / MODEL_CARD}")
 
 
 def _is_frozen(model: MaskedModel) -> bool:

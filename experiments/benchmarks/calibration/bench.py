@@ -18,7 +18,7 @@ from vidtrain.evaluation.calibration import (
     outcomes,
     reliability,
 )
-from vidtrain.evaluation.predictions import percentile_interval
+from vidtrain.evaluation.metrics import percentile_interval
 from vidtrain.evaluator.calibration import least_probabilities, risk_coverage, thresholds
 
 

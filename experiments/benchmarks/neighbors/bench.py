@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from vidtrain.embeddings.search import nearest, unit
+from vidtrain.embeddings.ranking import nearest, unit
 
 DIMENSION, QUERIES, NEIGHBORS, REPEATS, DRAWN = 768, 100, 10, 5, 50_000
 

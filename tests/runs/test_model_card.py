@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.reports.pages import write_model_card
+from vidtrain.runs.export import write_model_card
 
 CONFIG = {
     "name": "gestures",
