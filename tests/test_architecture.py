@@ -92,7 +92,7 @@ def test_the_loop_stays_readable_in_one_sitting():
 # What is still larger than the rule: the list may shrink, and nothing may join it
 LONG_FUNCTIONS = {
     "models/vit3d.py:__init__",
-    "models/resnext3d.py:__init__",
+    "models/residual3d.py:__init__",
 }
 DEEP_FUNCTIONS: set[str] = set()
 LARGE_ROOMS = set()

@@ -216,7 +216,7 @@ def test_weights_to_start_from_with_a_changed_configuration(tmp_path):
 
     from vidtrain.models.weights import CARD_FORMAT, CARD_KEY
     from vidtrain.models.weights.files import read
-    from vidtrain.models.weights.own import OWN
+    from vidtrain.models.weights.format import OWN
 
     for card in ("{", "[]", "{}", "[" * 100_000):
         save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", {CARD_KEY: card})

@@ -27,7 +27,7 @@ from vidtrain.models.exporting import (
     trace,
 )
 from vidtrain.models.heads import AttentiveClassifier, FullyConvolutionalClassifier, MeanPoolClassifier
-from vidtrain.models.resnext3d import ResNeXt3D
+from vidtrain.models.residual3d import ResNeXt3D
 from vidtrain.models.temporal_heads import (
     STATISTICS,
     TemporalConvolutionClassifier,

@@ -19,7 +19,7 @@ from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
 from vidtrain.models.hiera import Hiera
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.loading import FORMATS, match
-from vidtrain.models.weights.pooling_transformers import HIERA
+from vidtrain.models.weights.torchvision import HIERA
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 PUBLISHED = {"b": "base", "bplus": "base_plus", "l": "large", "h": "huge"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import AttentiveClassifier, FullyConvolutionalClassifier
-from vidtrain.models.resnext3d import BASIC, POSTACTIVATED, PREACTIVATED, RESIDUALS, SHORTCUTS, ResNeXt3D
+from vidtrain.models.residual3d import BASIC, POSTACTIVATED, PREACTIVATED, RESIDUALS, SHORTCUTS, ResNeXt3D
 from vidtrain.models.weights.classy_vision import CLASSY_VISION_RESNEXT3D
 from vidtrain.models.weights.format import Weights
 from vidtrain.training.run import PhaseSettings

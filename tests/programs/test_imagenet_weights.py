@@ -13,7 +13,7 @@ from small_run import small
 
 from vidtrain.export import export
 from vidtrain.models.weights.files import locate
-from vidtrain.models.weights.image_networks import EFFICIENTNET_LITE
+from vidtrain.models.weights.image_models import EFFICIENTNET_LITE
 from vidtrain.predict import predict
 from vidtrain.tracking.run_log import each_metric
 from vidtrain.train import train

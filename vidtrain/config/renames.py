@@ -43,6 +43,8 @@ TARGETS = {
             ("temporal_transformer", "temporal_heads", "TemporalTransformerClassifier"),
             ("whole_module", "classifier", "Pixels"),
             ("whole_module", "classifier", "WholeModule"),
+            ("x3d", "residual3d", "X3D"),
+            ("resnext3d", "residual3d", "ResNeXt3D"),
         )
     },
     **{

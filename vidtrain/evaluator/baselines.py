@@ -121,7 +121,7 @@ def image_network(name: str, size: int) -> FrameFeatures:
     from vidtrain.models.heads import MeanPoolClassifier
     from vidtrain.models.timm_frames import TimmFrames
     from vidtrain.models.weights.files import locate
-    from vidtrain.models.weights.image_networks import MEAN, STD
+    from vidtrain.models.weights.image_models import MEAN, STD
     from vidtrain.models.weights.loading import load_pretrained
 
     path = locate(WEIGHTS) if name == "imagenet" else None

@@ -3,14 +3,13 @@
 vit3d.py              the ViT-3D encoder
 positions.py          sin-cos tables and rotary positions
 classifier.py         VideoClassifier (encoder, head, clip fusion), the encoder protocol, head grids, recomputed
-activations; an adapter for any network
+                      activations, an adapter for any network
 heads.py              mean, fully convolutional and attentive heads; attention maps and Grad-CAM
 temporal_heads.py     heads along time: statistics of change, convolutions, a small transformer
 timm_frames.py        any image model of timm, applied frame by frame
 slowfast.py           SlowFast, its slow pathway alone, and the residual blocks of 3D convolutions that others use too
-x3d.py                X3D
+residual3d.py         X3D; ResNet3D and ResNeXt3D, basic or bottleneck, pre- or post-activated
 hiera.py              Hiera
-resnext3d.py          ResNet3D and ResNeXt3D, basic or bottleneck, pre- or post-activated
 torchvision_video.py  torchvision's video models
 lora.py               low-rank adapters for frozen linear layers, and their entries in checkpoints
 masks.py              draws visible and hidden tokens for pretraining, from a sample's seed

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import FullyConvolutionalClassifier
-from vidtrain.models.resnext3d import BASIC, POSTACTIVATED, PREACTIVATED, RESIDUALS, SHORTCUTS, ResNeXt3D
+from vidtrain.models.residual3d import BASIC, POSTACTIVATED, PREACTIVATED, RESIDUALS, SHORTCUTS, ResNeXt3D
 from vidtrain.models.weights.classy_vision import CLASSY_VISION_RESNEXT3D as FORMAT
 from vidtrain.models.weights.format import Weights
 

@@ -13,7 +13,7 @@ from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.models.weights.files import locate, read
 from vidtrain.models.weights.format import Weights
-from vidtrain.models.weights.image_networks import EFFICIENTNET_LITE, VARIANTS
+from vidtrain.models.weights.image_models import EFFICIENTNET_LITE, VARIANTS
 from vidtrain.models.weights.loading import load_pretrained, recognize
 
 

@@ -8,10 +8,8 @@ from omegaconf import OmegaConf
 
 from vidtrain.models.weights import (
     classy_vision,
-    image_networks,
-    pooling_transformers,
+    image_models,
     pytorchvideo,
-    timm_vit,
     torchvision,
     videomae,
     vjepa,
@@ -38,13 +36,13 @@ MODELS = {
     pytorchvideo.PYSLOWFAST_X3D: ("x3d_s", {"width": 8, "norm_first_shortcut": True}, {}),
     pytorchvideo.PYSLOWFAST: ("slowfast_r50", {"width": 16}, {}),
     pytorchvideo.PYSLOWFAST_SLOW: ("slow_r50", {"width": 16}, {}),
-    pooling_transformers.PYSLOWFAST_MVIT: ("mvit_v1_b", {}, {}),
-    pooling_transformers.PYTORCHVIDEO_MVIT: ("mvit_v1_b", {}, {}),
-    pooling_transformers.HIERA: ("hiera_b_video", {"embed_dim": 16, "depths": [1, 2, 2, 1]}, {}),
+    torchvision.PYSLOWFAST_MVIT: ("mvit_v1_b", {}, {}),
+    torchvision.PYTORCHVIDEO_MVIT: ("mvit_v1_b", {}, {}),
+    torchvision.HIERA: ("hiera_b_video", {"embed_dim": 16, "depths": [1, 2, 2, 1]}, {}),
     classy_vision.CLASSY_VISION_RESNEXT3D: ("resnext3d_18", {"stage_planes": 8, "stem_planes": 8}, {}),
-    image_networks.EFFICIENTNET_LITE: ("efficientnet_lite0", {}, {}),
-    timm_vit.TIMM_VIT: ("vit3d_base_timm", VIT, {}),
-    image_networks.TIMM_FRAMES: ("timm_frames", {"backbone": "resnet18"}, {}),
+    image_models.EFFICIENTNET_LITE: ("efficientnet_lite0", {}, {}),
+    image_models.TIMM_VIT: ("vit3d_base_timm", VIT, {}),
+    image_models.TIMM_FRAMES: ("timm_frames", {"backbone": "resnet18"}, {}),
 }
 
 # What published files hold besides, and are known by
@@ -70,7 +68,7 @@ def test_what_a_format_writes_is_taken_for_that_format(format):
     assert recognize(weights, model) is format
     kinds = {each.encoder for each in FORMATS if each.recognizes(weights)}
     # an image model may be meant frame by frame or inflated; everything else is of one kind
-    assert kinds == {format.encoder} or format in (timm_vit.TIMM_VIT, image_networks.TIMM_FRAMES)
+    assert kinds == {format.encoder} or format in (image_models.TIMM_VIT, image_models.TIMM_FRAMES)
 
 
 def test_every_format_is_tried_here():

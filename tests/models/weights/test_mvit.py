@@ -12,7 +12,7 @@ from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.torchvision_video import TorchvisionMViT
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.loading import FORMATS, match
-from vidtrain.models.weights.pooling_transformers import PYSLOWFAST_MVIT, PYTORCHVIDEO_MVIT
+from vidtrain.models.weights.torchvision import PYSLOWFAST_MVIT, PYTORCHVIDEO_MVIT
 
 HEAD = partial(MeanPoolClassifier, norm=False, dropout=0.5)
 # PySlowFast's names, from its video_model_builder.py and attention.py, and ours

@@ -13,8 +13,8 @@ from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.files import read
+from vidtrain.models.weights.format import OWN
 from vidtrain.models.weights.loading import load_pretrained
-from vidtrain.models.weights.own import OWN
 from vidtrain.training import checkpoint
 
 ENCODER = {"image_size": "${clip.size}", "num_frames": "${clip.frames}", "embed_dim": 24, "depth": 2, "num_heads": 2,

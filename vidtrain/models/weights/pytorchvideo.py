@@ -13,9 +13,9 @@ from einops import rearrange
 from torch import Tensor
 
 from vidtrain.models.classifier import EncoderWithHead
+from vidtrain.models.residual3d import X3D
 from vidtrain.models.slowfast import NUM_BLOCKS, SlowFast, SlowOnly
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
-from vidtrain.models.x3d import X3D
 
 WRAPPED = re.compile(r"(?:(?:model_state|state_dict|model|module)\.)*(blocks\.\d+\..+)")
 BLOCK = re.compile(r"blocks\.([1-4])\.(?:multipathway_blocks\.0\.)?res_blocks\.(\d+)\.branch2\.conv_a\.weight")
