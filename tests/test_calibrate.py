@@ -12,6 +12,7 @@ from page_reader import PageReader
 from small_run import small
 
 from vidtrain.app.launch import find_faults
+from vidtrain.app.view_tables import check
 from vidtrain.calibrate import calibrate
 from vidtrain.compare import compare
 from vidtrain.data.sources.motion import Motion
@@ -19,7 +20,6 @@ from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.evaluation.calibrated import place_of
 from vidtrain.evaluation.view_store import open_views
-from vidtrain.evaluator.options import check
 from vidtrain.export import export
 from vidtrain.models.exporting import OnnxClassifier
 from vidtrain.predict import predict

@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from vidtrain.app import check
+from vidtrain.app.view_tables import as_trained
 from vidtrain.build import parts as build
 from vidtrain.config.targets import CONF, check_targets, register_schemas
-from vidtrain.evaluator.options import as_trained
 
 register_schemas()
 

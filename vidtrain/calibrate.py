@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from vidtrain.app.launch import launch
+from vidtrain.app.view_tables import check, compute_views
 from vidtrain.build.checkpoint_loader import find_checkpoint, run_of
 from vidtrain.errors import UserError
-from vidtrain.evaluator.options import check
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.evaluation.view_store import StoredViews
@@ -54,18 +54,17 @@ def find_views(
     cfg: DictConfig, checkpoint: Path, ranks: "Ranks", console: "Console", stack: ExitStack
 ) -> "tuple[StoredViews, str]":
     """The views to calibrate on, and their fusion. Raises `UserError` for a table of another checkpoint."""
-    from vidtrain.app.judging import judge
     from vidtrain.evaluation.calibrated import STORED
     from vidtrain.evaluation.view_store import open_views
     from vidtrain.files.atomic import sha256
 
     if cfg.from_table is None:
-        judged = judge(cfg, ranks, console, stack)
-        if judged.card is not None:
+        evaluated = compute_views(cfg, ranks, console, stack)
+        if evaluated.card is not None:
             raise UserError(
                 f"{checkpoint} is exported already: calibrate the run or its checkpoint, and export that again"
             )
-        return judged.views, judged.fusion
+        return evaluated.views, evaluated.fusion
     views = open_views(Path(cfg.from_table))
     identity = views.about["identity"]
     if (identity["checkpoint"], identity["weights"]) != (sha256(checkpoint), STORED):

@@ -10,12 +10,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vidtrain.app.launch import launch
-from vidtrain.evaluator.options import VIEWS, check
+from vidtrain.app.view_tables import VIEWS, check, compute_views
 
 
 def evaluate(cfg: DictConfig) -> float:
     """Evaluates, and returns top-1 of the chosen protocol, or mean average precision if videos have several labels."""
-    from vidtrain.app.judging import judge
     from vidtrain.evaluation.calibrated import STORED, find_calibration
     from vidtrain.evaluation.protocols import headline
     from vidtrain.evaluator.report import publish, republish
@@ -29,18 +28,18 @@ def evaluate(cfg: DictConfig) -> float:
         return republish(Path(cfg.from_table), out, *chosen, console)
     with join_ranks(cfg.device) as ranks, ExitStack() as stack:
         console = make_console(ranks.is_main)
-        judged = judge(cfg, ranks, console, stack)
+        evaluated = compute_views(cfg, ranks, console, stack)
 
         def write() -> float:
-            views, out = judged.views, judged.out
-            title, order = f"{judged.checkpoint} on {cfg.split}", views.about["orders"][0]
+            views, out = evaluated.views, evaluated.out
+            title, order = f"{evaluated.checkpoint} on {cfg.split}", views.about["orders"][0]
             weights = cfg.weights or STORED
-            calibration = find_calibration(judged.checkpoint, judged.card, weights, cfg.calibrated)
-            report = publish(views, out, title, console, judged.fusion, order, calibration=calibration)
-            if judged.changes is None:
+            calibration = find_calibration(evaluated.checkpoint, evaluated.card, weights, cfg.calibrated)
+            report = publish(views, out, title, console, evaluated.fusion, order, calibration=calibration)
+            if evaluated.changes is None:
                 (out / "data_changes.json").unlink(missing_ok=True)
             else:  # the data have changed since the run was started
-                write_json_atomic(out / "data_changes.json", judged.changes)
+                write_json_atomic(out / "data_changes.json", evaluated.changes)
             console.info(f"tables in {out}, the logits of every view in {out / VIEWS}")
             return report.metrics[headline(views.labels.ndim == 2)]
 

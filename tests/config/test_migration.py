@@ -8,6 +8,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from vidtrain.app.view_tables import as_trained
 from vidtrain.config.renames import (
     TARGETS,
     accept_old_keys,
@@ -19,7 +20,6 @@ from vidtrain.config.renames import (
 )
 from vidtrain.config.trust import defaults_of
 from vidtrain.errors import UserError
-from vidtrain.evaluator.options import as_trained
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from composing import config_of
 
+from vidtrain.app.view_tables import view_settings
 from vidtrain.config.references import to_dict
-from vidtrain.evaluator.options import view_settings
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.runs.frozen_encoder import protocol_digest, weights_digest
 

@@ -182,7 +182,7 @@ class BenchmarkConfig(RunConfig):
 
 
 @dataclass
-class JudgingConfig:
+class EvaluationSettings:
     """Settings that evaluation and calibration share; null means the value of the checkpoint's training."""
 
     checkpoint: str | None = None  # a run's folder, a checkpoint, or an exported .onnx or .safetensors
@@ -216,14 +216,14 @@ class JudgingConfig:
 
 
 @dataclass
-class EvaluateConfig(JudgingConfig):
+class EvaluateConfig(EvaluationSettings):
     """The evaluation program's configuration; null means the value of the checkpoint's training."""
 
     calibrated: bool | None = None  # use the checkpoint's calibration; null: if it has one
 
 
 @dataclass
-class CalibrateConfig(JudgingConfig):
+class CalibrateConfig(EvaluationSettings):
     """The calibration program's configuration; null means the value of the checkpoint's training."""
 
     split: str = "val"

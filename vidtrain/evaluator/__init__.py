@@ -6,7 +6,6 @@ Read run.py first.
 run.py          fills the view table; all ranks take part, and a killed evaluation continues
 report.py       writes and prints the report of a table
 calibration.py  fits the calibration of a checkpoint to a view table
-options.py      the settings of a checkpoint that the command line may change, and checks of them
 baselines.py    what simple models reach on a dataset, kept with its index; a run beside the best of them
 classifiers.py  from vectors and labels to probabilities: the majority, nearest neighbors, logistic regression
 """
