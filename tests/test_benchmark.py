@@ -8,7 +8,7 @@ from fork_server import run_program
 from omegaconf import OmegaConf
 from small_run import small
 
-from vidtrain.app.check import ranks_to_come
+from vidtrain.app.check import unjoined_ranks
 from vidtrain.app.launch import find_faults
 from vidtrain.benchmark import benchmark, check
 from vidtrain.benchmarking.advice import Advice
@@ -110,7 +110,7 @@ def test_the_estimate_counts_what_a_run_makes(measured):
 @pytest.mark.slow
 def test_advice_is_followed_in_turn(data_root):
     cfg = composed(data_root, "rounds=2")
-    ranks = ranks_to_come()
+    ranks = unjoined_ranks()
     meter = Meter(cfg, open_data(cfg, ranks, NullConsole()), ranks, NullConsole())
     proof = follow(meter, Advice({"trainer.num_workers": 1}, 10.0, 2.0, ""), rounds=2)
     assert proof["followed"] == "trainer.num_workers=1"

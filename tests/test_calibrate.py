@@ -318,13 +318,13 @@ def test_every_mistake_at_once():
         "checkpoint=absent", "method=plat", "min_precision=0.9", "min_recall=1.5", "set_coverage=0", "fusion=vote",
     ], check)]  # fmt: skip
     for words in ("method: plat is unknown", "min_recall: 1.5 must lie between 0 and 1", "set_coverage: 0.0 must lie",
-                  "min_recall: thresholds are of a precision or of a recall", "fusion: votes have no probabilities",
+                  "min_recall: thresholds are for a precision or for a recall", "fusion: votes have no probabilities",
                   "checkpoint: absent: there is no such"):  # fmt: skip
         assert sum(words in fault for fault in found) == 1, (words, found)
     found = [": ".join(fault[1:]) for fault in find_faults("calibrate", ["from_table=x", "by_class=true"], check)]
     assert found == [
         "by_class: has no effect without set_coverage",
-        "checkpoint: must be given too: the one that is calibrated",
+        "checkpoint: must be given, too: the checkpoint to calibrate",
     ]
 
 

@@ -63,7 +63,7 @@ def test_groups_go_together(optimizer, schedule, stage):
 
 def test_the_default_model_is_built_from_the_seed_alone():
     cfg = compose("train", ["model=vit3d_micro"])
-    ranks = check.ranks_to_come()
+    ranks = check.unjoined_ranks()
     first = build.model(cfg, 10, ranks).state_dict()
     torch.manual_seed(99)
     again = build.model(cfg, 10, ranks).state_dict()

@@ -29,7 +29,7 @@ def test_the_example_model_trains(monkeypatch):
     cfg = config_of("train")
     cfg.model = OmegaConf.load(OWN_PARTS / "conf/model/conv_frames.yaml")
     assert check.check_run(cfg, training=False) == []
-    model = build.model(cfg, 10, check.ranks_to_come())
+    model = build.model(cfg, 10, check.unjoined_ranks())
     apply_phase(model, PhaseSettings(encoder_blocks=1))
     groups = parameter_groups(model, PhaseSettings(layer_decay=0.5))
     assert {group["name"] for group in groups} >= {"head", "encoder.layer01"}

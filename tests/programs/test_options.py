@@ -211,7 +211,7 @@ def test_balanced_draws_reach_the_stream(config, data):
     """Three classes in turn have 3, 2 and 1 videos; drawn evenly all have the same share."""
     cfg = config("uneven", "data.class_balanced_sampling=1")
     manifest = build.instantiate_component(cfg.dataset.source).manifests()["train"]
-    stream = build_data.stream(cfg, manifest, check.ranks_to_come(), 0, 50)
+    stream = build_data.stream(cfg, manifest, check.unjoined_ranks(), 0, 50)
     labels = [manifest[key.record].label for batch in stream for key in batch]
     counts = torch.bincount(torch.tensor(labels))
     assert len(set(manifest.labels.tolist())) == 10 and (counts.max() - counts.min()) <= 2

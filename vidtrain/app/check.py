@@ -35,7 +35,7 @@ from vidtrain.training.validation import selecting_weights
 TRAINING_ONLY = ("optimizer", "schedule", "stage", "objective", "probe", "logger", "init_from", "pretrained", "export")
 GROUPS = ("name", "clip", "dataset", "augmentation", "model", "loss", "optimizer", "schedule", "stage", "trainer",
           "logger")  # fmt: skip
-# A group is only tried if the groups that it depends on have no faults: a model needs a valid clip size, for example
+# A group is only tested if the groups that it requires have no faults: a model needs a valid clip size, for example
 REQUIRES = defaultdict(
     tuple,
     model=("clip", "loss"),
@@ -44,9 +44,9 @@ REQUIRES = defaultdict(
     export=("augmentation",),
     objective=("clip", "model", "augmentation", "stage"),
 )
-# Plain values whose types the schema checks: they are tried even if they have other faults
+# Plain values whose types the schema checks: they are tested even if they have other faults
 TYPED = ("clip", "data")
-LINE_BY_LINE = (*TYPED, "dataset", "objective", "export")  # each line of their error messages is one fault
+LINE_BY_LINE = (*TYPED, "dataset", "objective", "export")  # each line of their error messages is a fault
 # The parts of these groups, and whether each may be null. A part is a mapping with a _target_
 PARTS = {
     "dataset": {"source": False},
@@ -58,11 +58,11 @@ PARTS = {
 
 
 def check_run(cfg: DictConfig, training: bool = True) -> Faults:
-    """All faults of a configuration that can be found without data; without `training`, only of groups that evaluation
+    """All faults of a configuration that can be found without data; without `training`, only in groups that evaluation
     uses.
 
-    Parts whose arguments fit the signatures are built for trial, the model on the meta device. So the rules for their
-    values stand in their constructors only.
+    Components whose arguments fit the signatures are built as a test, the model on the meta device. So only their
+    constructors need to hold the rules for their values.
     """
     missing = [group for group in GROUPS if (training or group not in TRAINING_ONLY) and not _is_chosen(cfg, group)]
     if missing:
@@ -79,8 +79,8 @@ def check_run(cfg: DictConfig, training: bool = True) -> Faults:
         return faults
     faults = check_targets(used) + _check_settings(cfg, training)
     broken = {key.split(".")[0] for key, _ in faults}
-    model = cache(partial(build.model_without_memory, cfg))  # built once for all trials, as it takes a while
-    trials: dict[str, Callable[[], object]] = {
+    model = cache(partial(build.model_without_memory, cfg))  # built once for all tests, as it takes a while
+    tests: dict[str, Callable[[], object]] = {
         "clip": lambda: try_clip(cfg),
         "data": lambda: build_data.video_filter(cfg),
         "dataset": lambda: build.instantiate_component(cfg.dataset.source),
@@ -92,7 +92,7 @@ def check_run(cfg: DictConfig, training: bool = True) -> Faults:
         "optimizer": lambda: _try_optimizer(cfg),
         "schedule": lambda: _try_schedule(cfg),
         "trainer": lambda: (
-            build_data.stream(cfg, None, ranks_to_come(), 0, 1),
+            build_data.stream(cfg, None, unjoined_ranks(), 0, 1),
             selecting_weights(cfg.trainer.monitor_weights, cfg.trainer.ema),
         ),
         "logger": lambda: build.instantiate_component(cfg.logger),
@@ -101,13 +101,13 @@ def check_run(cfg: DictConfig, training: bool = True) -> Faults:
         ),
         "export": lambda: _try_export(cfg),
     }
-    for key, trial in trials.items():
+    for key, test in tests.items():
         if not training and key in (*TRAINING_ONLY, "trainer"):
             continue
         if key not in TYPED and broken & {key, *REQUIRES[key]}:
             continue
         try:
-            trial()
+            test()
         except (UserError, OmegaConfBaseException) as error:
             faults += _lines(cfg, key, error) if key in LINE_BY_LINE else [(key, str(error))]
             broken.add(key)
@@ -126,16 +126,16 @@ def _try_objective(cfg: DictConfig, model: VideoClassifier) -> None:
     if cfg.objective is None:
         for key, value in (("dataset", "null"), ("pictures", "false")):
             if cfg.probe[key]:
-                raise UserError(f"is null, and probe.{key} is only for pretraining: set it to {value}")
+                raise UserError(f"is null, but probe.{key} is only for pretraining: set it to {value}")
         return
     wrong = [
         f"{key} {why}"
         for key, why, is_wrong in (
             ("augmentation.mixing", "mixes clips by their labels, which pretraining ignores; set it to null",
              cfg.augmentation.mixing is not None),
-            ("trainer.overfit_one_batch", "measures accuracy, which pretraining has none of; set it to false",
+            ("trainer.overfit_one_batch", "measures accuracy, which pretraining does not have; set it to false",
              cfg.trainer.overfit_one_batch),
-            ("export", "writes classifiers, and pretraining trains none", bool(cfg.export.formats or cfg.export.card)),
+            ("export", "writes classifiers, but pretraining trains none", bool(cfg.export.formats or cfg.export.card)),
             *((f"stage.{name}", "has a grid of heads, cached features or adapters, which are for classifiers",
                phase.heads is not None or phase.cache_features or phase.lora is not None)
               for name, phase in to_phases(cfg.stage).items()),
@@ -144,7 +144,7 @@ def _try_objective(cfg: DictConfig, model: VideoClassifier) -> None:
     ]  # fmt: skip
     names = [name for name in NO_LABELS if cfg.probe.dataset is not None or not name.endswith("top1")]
     if cfg.trainer.monitor not in names:
-        wrong.append(f"trainer.monitor={cfg.trainer.monitor} is none of {', '.join(names)}")
+        wrong.append(f"trainer.monitor={cfg.trainer.monitor} is not one of {', '.join(names)}")
     if wrong:
         raise UserError("\n".join(wrong))
     with torch.device("meta"):
@@ -160,7 +160,7 @@ def _try_schedule(cfg: DictConfig) -> None:
 def _is_chosen(cfg: DictConfig, group: str) -> bool:
     if group not in cfg or OmegaConf.is_missing(cfg, group) or cfg[group] is None:
         return False
-    # The schema itself sets dataset.flip, so that alone is no chosen dataset
+    # The schema itself sets dataset.flip, so a dataset with only this key is not chosen
     return group != "dataset" or not OmegaConf.is_dict(cfg.dataset) or set(cfg.dataset) != {"flip"}
 
 
@@ -181,7 +181,7 @@ def _check_parts(cfg: DictConfig, training: bool) -> Faults:
 
 
 def _try_optimizer(cfg: DictConfig) -> None:
-    """Builds the optimizer on two parameter groups, as training has them with and without weight decay."""
+    """Builds the optimizer on two parameter groups, like training's groups with and without weight decay."""
     groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)]
     built = build.instantiate_component(cfg.optimizer, params=groups)
     absent = sorted({"lr", "weight_decay"} - built.defaults.keys())
@@ -194,7 +194,7 @@ def _check_settings(cfg: DictConfig, training: bool) -> Faults:
     for key in ("mean", "std"):
         values = list(cfg.clip[key])
         if len(values) != 3 or (key == "std" and min(values) <= 0):
-            faults.append((f"clip.{key}", f"{values} must be three numbers, one a channel (std above 0)"))
+            faults.append((f"clip.{key}", f"{values} must be three numbers, one for each channel (std above 0)"))
     phases = cfg.stage if training else {}
     if training and not phases:
         faults.append(("stage", "holds no phase; choose stage=full"))
@@ -226,17 +226,17 @@ def _lines(cfg: DictConfig, group: str, error: Exception) -> Faults:
 def try_clip(cfg: DictConfig) -> None:
     """Raises `UserError` with a line for each fault of the settings in `clip`."""
     lines: list[str] = []
-    for trial in (
+    for test in (
         lambda: build.clip_size(cfg),
         lambda: build.clip_protocol(cfg, training=True),
         lambda: build.clip_protocol(cfg, training=False),
         lambda: build.check_resize(cfg),
     ):
         try:
-            trial()
+            test()
         except UserError as error:
             lines += str(error).splitlines()
-    # ClipProtocol says num_clips for train_clips and eval_clips, whose ranges are checked under their own names
+    # ClipProtocol's num_clips is train_clips or eval_clips, whose ranges are checked under their own names
     lines = [line for line in dict.fromkeys(lines) if not line.startswith("num_clips=")]
     if lines:
         raise UserError("\n".join(lines))
@@ -246,7 +246,7 @@ def _phases_of(cfg: DictConfig, model: VideoClassifier) -> None:
     phases = to_phases(cfg.stage)
     lora = lora_of(phases)
     if lora is not None:
-        model = copy.deepcopy(model)  # other trials compare weights with the model without adapters
+        model = copy.deepcopy(model)  # other tests compare weights with the model without adapters
     for name, phase in phases.items():
         try:
             if lora is not None and phase.lora is not None and not adapter_parameters(model):
@@ -262,7 +262,7 @@ def _phases_of(cfg: DictConfig, model: VideoClassifier) -> None:
 def _check_cache(cfg: DictConfig) -> None:
     if cfg.augmentation.mixing is not None:
         raise UserError(
-            "cache_features keeps the tokens of single videos, and augmentation.mixing mixes clips before they are "
+            "cache_features keeps the tokens of single videos, but augmentation.mixing mixes clips before they are "
             "encoded; set augmentation.mixing=null"
         )
     if isinstance(build.instantiate_component(cfg.augmentation.eval), WholeFrame):
@@ -270,7 +270,7 @@ def _check_cache(cfg: DictConfig) -> None:
 
 
 def _try_augmentation(cfg: DictConfig) -> None:
-    """Builds the augmentations and applies them to a frame of 320x240, to find sizes that do not fit together."""
+    """Builds the augmentations and applies them to a frame of 320x240, to find sizes that do not match."""
     parts = build.instantiate_component(cfg.augmentation)
     size = build.clip_size(cfg)
     parts["train"](320, 240, size, cfg.clip.frames, np.random.default_rng(0))
@@ -278,11 +278,11 @@ def _try_augmentation(cfg: DictConfig) -> None:
     if parts["temporal"] is not None:
         check_jitter(build.clip_protocol(cfg, training=True), parts["temporal"])
     if parts["mixing"] is not None:
-        ranks = ranks_to_come().world_size
+        ranks = unjoined_ranks().world_size
         videos = cfg.trainer.batch_size // (ranks * cfg.trainer.accumulation)
         if videos < 2:
             raise UserError(
-                f"mixing needs two videos or more in a batch of a rank, and trainer.batch_size="
+                f"mixing needs two videos or more in each rank's batch, but trainer.batch_size="
                 f"{cfg.trainer.batch_size} leaves {videos}; raise it, or set augmentation.mixing=null"
             )
 
@@ -293,11 +293,11 @@ def _try_model(cfg: DictConfig, model: VideoClassifier) -> None:
     windows = getattr(model.head, "window_fusion", None)
     if windows == "mean_probs" and build.instantiate_component(cfg.loss).independent:
         raise UserError(
-            "model.head.window_fusion=mean_probs is of one label a video, and the loss judges classes independently; "
-            "set it to mean_logits"
+            "model.head.window_fusion=mean_probs is for one label per video, but the loss scores classes "
+            "independently; set it to mean_logits"
         )
 
 
-def ranks_to_come() -> Ranks:
-    """A `Ranks` with the number of ranks from the environment of torchrun or SLURM, without joining them."""
+def unjoined_ranks() -> Ranks:
+    """A `Ranks` with the number of ranks from the environment of torchrun or SLURM, without a process group."""
     return Ranks(torch.device("cpu"), world_size=launch_info().world_size)

@@ -56,15 +56,15 @@ from vidtrain.training.process import launch_info
 Config = TypeVar("Config")  # the schema's dataclass, or DictConfig
 Task = Callable[[DictConfig], float | None]
 Check = Callable[[DictConfig], list[tuple[str, str]]]  # faults of a configuration as (key, what is wrong)
-Fault = tuple[str, str, str]  # (place such as an override or a file, key, what is wrong)
+Fault = tuple[str, str, str]  # (origin such as an override or a file, key, what is wrong)
 # Override -> file that it comes from, for overrides that are not of the command line
 Stored = Mapping[str, str]
 NONE_STORED: Stored = MappingProxyType({})
 EXIT_USER_ERROR = 2
-FIRST_RANK_S = 5.0  # the other ranks wait so long before they exit, so that rank 0 can print the faults first
+FIRST_RANK_S = 5.0  # how long other ranks wait before they exit, so that rank 0 can print the faults first
 OURS, LAUNCHER = "vidtrain.", "hydra/launcher"
 # Exceptions of Hydra's composing that a user's mistake causes; a ValueError comes from a group that is set to null
-REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
 
 def launch(
@@ -76,9 +76,9 @@ def launch(
 ) -> None:
     """Composes the configuration of the command line with Hydra, and runs `task` on it.
 
-    Before anything starts, all overrides that Hydra refuses are printed or, if there are none, all faults that `check`
-    finds. These, and a `UserError` from `task`, end the program with status 2 and without a traceback. `stored` holds
-    overrides that are not of the command line. `bare_words_are` is the key of the list that arguments without = form.
+    Before anything starts, this prints all overrides that Hydra refuses or, without any, all faults that `check` finds.
+    These, and a `UserError` from `task`, end the program with status 2 and without a traceback. `stored` holds
+    overrides that are not from the command line. `bare_words_are` is the key of the list that arguments without = form.
     """
     # Hydra passes a DictConfig, whose attributes are those of the program's schema, `Config`
     run, find = cast(Task, task), cast(Check, check)
@@ -98,23 +98,23 @@ def launch(
         fail(str(error))
     sys.argv[1:] = flags_last(sys.argv[1:])
     name = arguments.config_name or config_name
-    only_asks = arguments.hydra_help or arguments.info or arguments.shell_completion
+    shows_info_only = arguments.hydra_help or arguments.info or arguments.shell_completion
 
-    several = arguments.multirun or any(override.startswith("hydra.mode=") for override in arguments.overrides)
-    # --config-path replaces the folder conf/; only Hydra itself can compose then
-    composes_here = not only_asks and not arguments.config_path
+    is_multirun = arguments.multirun or any(override.startswith("hydra.mode=") for override in arguments.overrides)
+    # --config-path replaces conf/, so that only Hydra itself can compose
+    is_composed_here = not shows_info_only and not arguments.config_path
 
     def job(cfg: DictConfig) -> float | None:
-        # A single run was checked below, before Hydra composes it again. Of a sweep, only the first values were
-        is_checked = composes_here and not several
-        return _check_and_run(cfg, run, _find_none if is_checked else find, stored, folders)
+        # A single run is checked below, before Hydra composes it again. For a sweep only the first values are
+        is_checked = is_composed_here and not is_multirun
+        return _check_and_run(cfg, run, _check_nothing if is_checked else find, stored, folders)
 
     try:
-        if composes_here:
-            check_or_none = _find_none if arguments.cfg or arguments.help else find
-            refused = [("a sweep", *fault) for fault in sweep_faults(arguments.overrides)] if several else []
+        if is_composed_here:
+            check_or_none = _check_nothing if arguments.cfg or arguments.help else find
+            refused = [("a sweep", *fault) for fault in sweep_faults(arguments.overrides)] if is_multirun else []
             with initialize_config_dir(str(CONF), version_base="1.3"):
-                cfg, faults = _compose_and_check(name, overrides, check_or_none, stored, several, folders)
+                cfg, faults = _compose_and_check(name, overrides, check_or_none, stored, is_multirun, folders)
                 report(refused + faults)
             if arguments.help:
                 print(help_text(cfg), flush=True)
@@ -124,7 +124,7 @@ def launch(
         _end_without_reader()
 
 
-def _find_none(cfg: DictConfig) -> list[tuple[str, str]]:
+def _check_nothing(cfg: DictConfig) -> list[tuple[str, str]]:
     return []
 
 
@@ -172,8 +172,8 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
 
 
 def _end_without_reader() -> NoReturn:
-    """To be called while a BrokenPipeError is handled: ends the program if standard output has lost its reader, and
-    raises the error again otherwise."""
+    """Ends the program if standard output has lost its reader, and raises the error again otherwise. Call it while a
+    BrokenPipeError is handled."""
     if not stdout_reader_ended():
         raise
     redirect_to_null(sys.stdout)
@@ -181,7 +181,7 @@ def _end_without_reader() -> NoReturn:
 
 
 def warn(message: str) -> None:
-    """Prints a warning on standard error; of several ranks only rank 0 does."""
+    """Prints a warning on standard error; of is_multirun ranks only rank 0 does."""
     if launch_info().rank == 0:
         print(shown_lines(masked(f"warning: {message}")), file=sys.stderr, flush=True)
 
@@ -195,7 +195,7 @@ def fail(message: str, status: int = EXIT_USER_ERROR) -> NoReturn:
 def report(faults: Sequence[Fault]) -> None:
     """Prints faults and ends the program, if there are any."""
     if faults and launch_info().rank:  # every rank finds the same faults, and rank 0 prints them
-        # The launcher ends all ranks when one has ended, so rank 0 must get time to print them
+        # The launcher ends all ranks when one ends, so rank 0 needs time to print them
         time.sleep(FIRST_RANK_S)
         sys.exit(EXIT_USER_ERROR)
     if faults:
@@ -204,7 +204,7 @@ def report(faults: Sequence[Fault]) -> None:
 
 
 def fault_lines(faults: Sequence[Fault]) -> list[str]:
-    return [f"{place}: {key}: {why}" for place, key, why in faults]
+    return [f"{origin}: {key}: {why}" for origin, key, why in faults]
 
 
 def find_faults(
@@ -217,8 +217,8 @@ def find_faults(
 ) -> list[Fault]:
     """The faults of all overrides that Hydra refuses or, if there are none, those that `check` finds.
 
-    `sweeps` says whether overrides may hold several values, each for a run of its own. `folders` hold the options of
-    groups: conf/, and folders of the user that `overrides` put on Hydra's search path.
+    `sweeps` says whether overrides may hold is_multirun values, each for a run of its own. `folders` hold the options
+    of groups: conf/, and folders of the user that `overrides` put on Hydra's search path.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return _compose_and_check(config_name, overrides, check, stored, sweeps, folders)[1]
@@ -236,8 +236,8 @@ def _compose_and_check(
         for override, error in refused
     ]
     if not sweeps:
-        several = filter(is_sweep, overrides)
-        faults += [(f"override {label(override, stored)}", *explain_sweep(override)) for override in several]
+        multiple = filter(is_sweep, overrides)
+        faults += [(f"override {label(override, stored)}", *explain_sweep(override)) for override in multiple]
     if faults:  # report these without `check`, which imports torch and so takes seconds
         return cfg, faults
     return cfg, [(where(key, kept, choices, stored, folders), key, why) for key, why in check(settings)]
@@ -249,13 +249,13 @@ def _compose(
     """The configuration with every override that Hydra accepts, these overrides, and the refused ones with Hydra's
     errors.
 
-    Which keys an override may set depends on the options that others choose. So refused overrides are tried again as
-    long as another one is accepted.
+    The keys that an override may set depend on the options that other overrides choose. So refused overrides are tried
+    again as long as another one is accepted.
     """
     try:
         kept = [first_of_sweep(override, folders) for override in overrides]
         return compose(config_name, kept, return_hydra_config=True), kept, []
-    except REFUSALS:  # try one by one, to find the wrong ones
+    except COMPOSE_ERRORS:  # try one by one, to find the wrong ones
         kept, waiting = [], list(overrides)
     while True:
         refused: list[tuple[str, Exception]] = []
@@ -264,7 +264,7 @@ def _compose(
                 first = first_of_sweep(override, folders)
                 compose(config_name, [*kept, first])
                 kept.append(first)
-            except REFUSALS as error:
+            except COMPOSE_ERRORS as error:
                 refused.append((override, error))
         if not refused or len(refused) == len(waiting):
             return compose(config_name, kept, return_hydra_config=True), kept, refused
@@ -288,9 +288,9 @@ def _explain(
             return key, _cause(error)
         if not is_group(group, folders):
             return key, f"there is no group {group}"
-        chosen = [name.strip() for name in value.strip("[]").split(",")]  # one, or a list of several
+        chosen = [name.strip() for name in value.strip("[]").split(",")]  # one, or a list of is_multirun
         unknown = [name for name in chosen if name not in options(group, folders)]
-        if not unknown:  # the option exists, so the error is inside of it
+        if not unknown:  # the option exists, so the error is inside it
             return key, _cause(error)
         return key, f"group {group} has no option {unknown[0]}{suggest(unknown[0], options(group, folders))}"
     node: Node | None = cfg
@@ -320,7 +320,7 @@ def _cause(error: Exception) -> str:
 
 # --- vidtrain's sweepers and launchers ----------------------------------------------------------------------
 #
-# Hydra itself accepts only classes in packages hydra_plugins.*. Here `hydra.sweeper._target_` and
+# Hydra accepts only classes in packages hydra_plugins.*. With this, `hydra.sweeper._target_` and
 # `hydra.launcher._target_` may also name classes of vidtrain: hydra/sweeper=grid and optuna, hydra/launcher=slurm and
 # local.
 
@@ -357,11 +357,11 @@ def is_trial(context: HydraConf) -> bool:
 def sweep_faults(overrides: Sequence[str]) -> list[tuple[str, str]]:
     """Reasons why a sweep cannot be started from this process, as (key, what is wrong)."""
     faults = []
-    place = launch_info()
-    if place.world_size > 1:
-        program = {"torchrun": "torchrun", "slurm": "srun"}[place.launcher]
+    info = launch_info()
+    if info.world_size > 1:
+        program = {"torchrun": "torchrun", "slurm": "srun"}[info.launcher]
         why = (
-            f"{program} has started {place.world_size} processes, and each would start the whole sweep. Start it "
+            f"{program} has started {info.world_size} processes, and each would start the whole sweep. Start it "
             f"without {program}: {LAUNCHER}=slurm or {LAUNCHER}=local gives each run its processes"
         )
         faults.append(("-m", why))
