@@ -19,6 +19,7 @@ from vidtrain.config.targets import reason
 from vidtrain.config.trust import as_text, check_trust
 from vidtrain.data.augment.device import DeviceTransform
 from vidtrain.data.augment.geometry import ANTIALIASED, PLACEMENTS, UNCUT, EvalGeometry, WholeFrame
+from vidtrain.data.loading.workers import KEPT_BY_NETWORKS, keep_freed_memory
 from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import write_json_atomic
@@ -141,10 +142,14 @@ def num_workers(setting: int | None, ranks: Ranks) -> int:
 
 
 def set_cpu_threads(setting: int | None, ranks: Ranks) -> None:
-    """Sets the number of computing threads on a CPU. It does not depend on the number of workers, which may change when
-    a run is resumed: sums over another number of threads would differ in the last bit."""
+    """Sets the number of computing threads on a CPU, and keeps freed memory for the activations of the next batch.
+
+    The number does not depend on the number of workers, which may change when a run is resumed: sums over another
+    number of threads would differ in the last bit.
+    """
     if ranks.device.type == "cpu":
         torch.set_num_threads(setting or max(1, share_of_cores(ranks) // 2))
+        keep_freed_memory(KEPT_BY_NETWORKS)
 
 
 def device_transform(cfg: DictConfig, device: torch.device) -> DeviceTransform:

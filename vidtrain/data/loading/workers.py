@@ -41,7 +41,8 @@ INLINE_BYTES = 16 << 10  # tensors up to this size are sent within the message
 
 # Options of glibc's malloc.h. Freed blocks above the mmap threshold, at most 32 MiB, are always returned to the kernel
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-KEPT = {M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 512 << 20, M_TOP_PAD: 16 << 20}  # bytes
+LARGEST_KEPT = 32 << 20  # bytes of a block
+KEPT_BY_WORKERS, KEPT_BY_NETWORKS = 512 << 20, (2 << 30) - 1  # bytes in all
 
 Task = TypeVar("Task")
 Value = TypeVar("Value")
@@ -296,14 +297,16 @@ def _result(event: Answer[Task, Value] | Lost[Task], time_limit: float) -> TaskR
     return TaskResult(event.tasks[0], None, describe_exit(event.status, time_limit))
 
 
-def keep_freed_memory() -> bool:
-    """Makes this process keep up to 512 MiB of freed memory. Returns False and changes nothing without glibc.
+def keep_freed_memory(limit: int = KEPT_BY_WORKERS) -> bool:
+    """Makes this process keep up to `limit` bytes of freed memory. Returns False and changes nothing without glibc.
 
     A decoder's pictures for a clip take tens of megabytes. glibc would return them to the kernel, which must zero them
-    again for the next clip: a tenth of the time of a 1080p clip (experiments/benchmarks/decoding).
+    again for the next clip: a tenth of the time of a 1080p clip (experiments/benchmarks/decoding). On a CPU the
+    activations of a network cost the same for each batch (experiments/benchmarks/feature_cache).
     """
+    options = {M_MMAP_THRESHOLD: LARGEST_KEPT, M_TRIM_THRESHOLD: limit, M_TOP_PAD: limit // 32}
     libc = ctypes.CDLL(None)
-    return hasattr(libc, "mallopt") and all([libc.mallopt(which, size) == 1 for which, size in KEPT.items()])
+    return hasattr(libc, "mallopt") and all([libc.mallopt(which, size) == 1 for which, size in options.items()])
 
 
 class _Inline(NamedTuple):
