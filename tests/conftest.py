@@ -3,6 +3,9 @@
 import gc
 import logging
 import os
+import shutil
+import sys
+import tempfile
 from collections import Counter
 from collections.abc import Generator
 
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+STORED_VIDEOS = "VIDTRAIN_TEST_VIDEOS"  # environment variable with a folder: see stored_videos.py
 gc.disable()  # until `pytest_collection` has ended
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -35,18 +39,38 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 0 if single else None  # None: as many as there are cores
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the folder of videos that all tests share; xdist's workers inherit it."""
+    if STORED_VIDEOS not in os.environ:
+        os.environ[STORED_VIDEOS] = tempfile.mkdtemp(prefix="vidtrain-test-videos-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(STORED_VIDEOS)))
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Importing and collecting make a million objects that stay: the collector of garbage never looks at them, neither
     here, where that takes a fifth of the time, nor in the tests, of which some have it look at all there is."""
+    if session.config.pluginmanager.hasplugin("dsession"):  # its workers collect
+        return (yield)
     from quick_hydra import remember
+    from stored_videos import store_videos
 
     remember()
+    store_videos()
     try:
         return (yield)
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """The fork server is made here: all is imported, and no test has run."""
+    if "fork_server" in sys.modules:  # some test needs it
+        with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            sys.modules["fork_server"].fork_off()
+    return (yield)
 
 
 def pytest_unconfigure() -> None:

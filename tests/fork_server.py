@@ -2,6 +2,7 @@
 
 A server has imported torch and vidtrain. For each program it forks a child, which is then `python -m vidtrain.NAME`,
 but for the seconds that importing takes. What is about the start itself (imports, torchrun) is not tested so.
+The server itself is forked off the process that runs the tests, before the first of them.
 """
 
 import json
@@ -16,8 +17,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import fork_server_process
 from ports import free_ports
 
 PATIENCE = 300.0  # seconds until something that should happen is taken not to
@@ -103,17 +105,47 @@ class Child:
         return True
 
 
+class Process(Protocol):
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float) -> int: ...
+
+
+class ForkedProcess:
+    """A forked child, with the two methods of `subprocess.Popen` that a server needs."""
+
+    def __init__(self, pid: int):
+        self._pid = pid
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        if self._status is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status
+
+    def wait(self, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the fork server {self._pid} did not end")
+            time.sleep(0.01)
+        return status
+
+
 class ForkServer:
     """Starts programs; see above. To be closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, forked: bool = False) -> None:
         self._statuses: dict[int, int] = {}
         self._lock = threading.Lock()
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        script = Path(__file__).with_name("fork_server_process.py")
-        self._process = subprocess.Popen(
-            [sys.executable, str(script), str(theirs.fileno())], pass_fds=[theirs.fileno()]
-        )
+        command = [sys.executable, fork_server_process.__file__, str(theirs.fileno())]
+        self._process: Process
+        if forked:
+            self._process = ForkedProcess(fork_server_process.fork(theirs))
+        else:
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         theirs.close()
 
     def start(
@@ -167,6 +199,12 @@ class ForkServer:
 
 
 _SERVERS: list[ForkServer] = []
+
+
+def fork_off() -> None:
+    """Makes this process's server, for which nothing is imported twice. To be called before the first test: later a
+    thread may hold a lock, which a fork would keep locked, and a test may have changed the process."""
+    _SERVERS.append(ForkServer(forked=True))
 
 
 def server() -> ForkServer:

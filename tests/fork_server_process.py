@@ -15,7 +15,41 @@ from typing import Any
 HERE = str(Path(__file__).parent)
 
 
-def _serve(requests: socket.socket) -> None:
+def fork(requests: socket.socket) -> int:
+    """Forks a server off a process of pytest; returns its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        _leave_pytest(requests)
+        _serve(requests)
+        os._exit(0)
+    finally:  # it must not go on as pytest
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+
+
+def _leave_pytest(requests: socket.socket) -> None:
+    """Undoes what pytest and its plugins did to this process."""
+    import faulthandler
+    import logging
+    import signal
+    import threading
+    import types
+
+    os.closerange(3, requests.fileno())
+    os.closerange(requests.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    faulthandler.disable()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.excepthook, sys.unraisablehook = sys.__excepthook__, sys.__unraisablehook__
+    threading.excepthook = threading.__excepthook__
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_pytest")]
+    sys.modules["__main__"] = types.ModuleType("__main__")  # else processes of multiprocessing import pytest's
+    logging.root.handlers.clear()
+
+
+def _prepare() -> Path:
+    """Imports, reads and remembers what every program needs; returns the folder of configurations."""
     gc.disable()
     import matplotlib.backends.backend_agg  # noqa: F401
     import rich.console
@@ -25,6 +59,7 @@ def _serve(requests: socket.socket) -> None:
     from hydra import compose, initialize_config_dir
     from pictures import stop_drawing
     from quick_hydra import remember
+    from stored_videos import store_videos
 
     import vidtrain.app.check
     import vidtrain.build.parts
@@ -38,17 +73,28 @@ def _serve(requests: socket.socket) -> None:
     torch.set_num_threads(1)  # threads do not survive a fork
     stop_drawing()
     remember()
+    if "VIDTRAIN_TEST_VIDEOS" in os.environ:  # which pytest sets, but experiments/reliability does not
+        store_videos()
     register_schemas()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         compose("train")  # what it read for that, every child remembers
-    composed: dict[tuple[str, ...], Any] = {}
     gc.freeze()  # children need not look at what stays for garbage, which also copies its memory
     gc.enable()
+    return CONF
+
+
+def _serve(requests: socket.socket) -> None:
+    from hydra import compose, initialize_config_dir
+
+    composed: dict[tuple[str, ...], Any] = {}
+    conf: Path | None = None
     while True:
         message, files, _, _ = socket.recv_fds(requests, 1 << 20, 2)
         if not message:  # the other end is closed
             gc.unfreeze()  # or libraries of C++ take what is left for leaks, and list them
             return
+        if conf is None:  # now, as some runs of pytest start no program
+            conf = _prepare()
         request = json.loads(message)
         if "pid" in request:
             pid, status = os.waitpid(request["pid"], os.WNOHANG)
@@ -56,7 +102,7 @@ def _serve(requests: socket.socket) -> None:
             continue
         overrides = tuple(request["arguments"])
         if request["composed_for"] is not None and overrides not in composed:
-            with initialize_config_dir(str(CONF), version_base="1.3"):
+            with initialize_config_dir(str(conf), version_base="1.3"):
                 composed[overrides] = compose("train", [*overrides, "run_dir=to_come"])
         child = os.fork()
         if child == 0:

@@ -7,12 +7,19 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import stored_videos
 
 from vidtrain.data.sources.motion import CLASSES, PAIRS, SHAPES, Motion, render
 from vidtrain.errors import UserError
 
 REPO = Path(__file__).resolve().parents[3]
 SMALL = {"train_per_class": 2, "val_per_class": 1, "test_per_class": 1, "frames": 8, "size": 32}
+
+
+@pytest.fixture(autouse=True)
+def encoded_anew(monkeypatch):
+    """Here videos are not copied from those that are stored for all tests."""
+    monkeypatch.setattr(Motion, "_write_videos", stored_videos.write_videos)
 
 
 def contents(root: Path) -> dict[str, bytes]:
