@@ -217,7 +217,7 @@ def test_videos_of_several_labels(tmp_path, capsys):
             name for name, chance in probabilities.items() if chance > thresholds[name] + 1e-6
         }
     program("export", run, "formats=[onnx]", "card=false")  # compared with PyTorch
-    with pytest.raises(UserError, match="set_coverage= is of sets that hold the one class"):
+    with pytest.raises(UserError, match="set_coverage= is for videos with one label"):
         program("calibrate", run, "set_coverage=0.8")
     page = PageReader((run / "report.html").read_text())
     assert "from videos of it answers right recall at least" in page.words

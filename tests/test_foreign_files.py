@@ -194,7 +194,7 @@ def test_a_checkpoint_chooses_no_folder_to_keep_an_index_in(tmp_path, capsys):
     cfg = config_of("train", elsewhere)
     keep_index_here(cfg, True, console)
     assert cfg.data.index_root == usual
-    assert f"there is no index of the videos in {tmp_path}/projects" in "".join(capsys.readouterr().out.split("\n"))
+    assert f"the checkpoint names {tmp_path}/projects" in "".join(capsys.readouterr().out.split("\n"))
     cfg = config_of("train", f"data_root={tmp_path}")
     keep_index_here(cfg, False, console)  # the data root of the checkpoint
     assert cfg.data.index_root == usual

@@ -420,7 +420,7 @@ def test_every_mistake_of_a_call_is_told_at_once(tmp_path):
 def test_what_must_be_given_and_what_has_no_effect(tmp_path):
     assert [fault.split(":")[0] for fault in faults()] == ["checkpoint", "videos"]
     found = faults(f"checkpoint={tmp_path}", "videos=[]", "windows.length=2", "out=a.json", "render=true")
-    assert "is a folder, but not of a run" in found[0] and found[1] == "videos: the list is empty"
+    assert "is a folder, but no run's folder" in found[0] and found[1] == "videos: the list is empty"
     assert "out: a.json is one file, and render give several" in found[2]
     assert found[3] == "windows.length: has no effect without windows.stride"
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
 
 def calibrate(cfg: DictConfig) -> None:
     from vidtrain.evaluation.calibrated import place_of
-    from vidtrain.evaluator.calibration import Wanted, calibrate_views
+    from vidtrain.evaluator.calibration import CalibrationTargets, calibrate_views
     from vidtrain.files.atomic import write_json_atomic
     from vidtrain.files.folders import check_inside
     from vidtrain.tracking.console import make_console
@@ -37,11 +37,11 @@ def calibrate(cfg: DictConfig) -> None:
             ranks.on_main(lambda: remove(place, checkpoint, console))
             return
         views, fusion = find_views(cfg, checkpoint, ranks, console, stack)
-        wanted = Wanted(cfg.method, cfg.min_precision, cfg.min_recall, cfg.set_coverage, cfg.by_class)
+        targets = CalibrationTargets(cfg.method, cfg.min_precision, cfg.min_recall, cfg.set_coverage, cfg.by_class)
         order, clips, crops = cfg.frame_order, cfg.eval_clips, cfg.crops
 
         def write() -> None:
-            record = calibrate_views(views, fusion, order, clips, crops, wanted, console)
+            record = calibrate_views(views, fusion, order, clips, crops, targets, console)
             write_json_atomic(place, record)
             show(record, console)
             console.info(f"{place}: evaluate, predict and export apply it from now on; calibrated=false goes without")

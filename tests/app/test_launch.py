@@ -115,8 +115,8 @@ def test_a_publishers_resize_names_all_that_it_does_not_go_with():
     found = faults("clip.resize=videomae", "clip.size=[32,48]", "data.prepared=short256_gop12")
     assert [line.partition("clip.resize: videomae ")[2] for line in found] == [
         "is bilinear; set clip.interpolation=bilinear (it is bicubic)",
-        "cuts squares; set clip.size to one number (it is [32, 48])",
-        "takes files as they are; set data.prepared=null (the copy short256_gop12 was scaled already)",
+        "crops squares; set clip.size to one number (it is [32, 48])",
+        "needs the original files; set data.prepared=null (the copy short256_gop12 is already scaled)",
     ]
 
 
@@ -305,7 +305,7 @@ def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path):
     best = tmp_path / "run/checkpoints/best.pt"
     with pytest.raises(UserError, match="there is no such file or folder"):
         find_checkpoint(str(best))
-    with pytest.raises(UserError, match="is a folder, but not of a run"):
+    with pytest.raises(UserError, match="is a folder, but no run's folder"):
         find_checkpoint(str(tmp_path / "run"))
     best.touch()
     assert find_checkpoint(str(tmp_path / "run")) == best

@@ -321,7 +321,7 @@ def test_a_checkpoint_that_reads_the_environment_is_refused_where_that_counts(pr
     lines = str(error.value).splitlines()
     assert "  loss.label_smoothing: ${oc.env:SECRET}" in lines
     assert ("  data_root: ${oc.env:SECRET}; set data_root=" in lines) == (program == "evaluate")
-    assert lines[-1] == "If you trust the file, set trust_targets=true, and they are read"
+    assert lines[-1] == "If you trust the file, set trust_targets=true"
     assert "hunter2" not in str(error.value)
 
 

@@ -6,11 +6,11 @@ from scipy.stats import betabinom, binomtest
 
 from vidtrain.errors import UserError
 from vidtrain.evaluator.calibration import (
-    least_probabilities,
-    least_probability,
-    least_videos,
     lower_bound,
+    min_videos,
     risk_coverage,
+    set_threshold,
+    set_thresholds,
     thresholds,
 )
 
@@ -53,7 +53,7 @@ def test_a_class_without_videos():
     with pytest.raises(
         UserError, match="set_coverage=0.5 needs 1 videos of every class with by_class=true: 1 have fewer"
     ):
-        least_probabilities(probabilities, np.array([0, 1]), 0.5, by_class=True)
+        set_thresholds(probabilities, np.array([0, 1]), 0.5, by_class=True)
 
 
 def test_the_lower_bound_is_scipys():
@@ -81,13 +81,13 @@ def test_equally_confident_answers_come_in_any_order():
 
 
 def test_how_many_videos_sets_take():
-    assert [least_videos(coverage) for coverage in (0.5, 0.8, 0.9, 0.95, 0.99)] == [1, 4, 9, 19, 99]
+    assert [min_videos(coverage) for coverage in (0.5, 0.8, 0.9, 0.95, 0.99)] == [1, 4, 9, 19, 99]
     probabilities = np.linspace(0.1, 0.9, 9)
-    assert least_probability(probabilities, 0.9) == 0.1 and least_probability(probabilities, 0.5) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="8 videos are fewer than the 9 that a coverage of 0.9 takes"):
-        least_probability(probabilities[:8], 0.9)
+    assert set_threshold(probabilities, 0.9) == 0.1 and set_threshold(probabilities, 0.5) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="8 videos are fewer than the 9 that a coverage of 0.9 needs"):
+        set_threshold(probabilities[:8], 0.9)
     with pytest.raises(UserError, match="set_coverage=0.9 needs 9 videos of val, which has 8"):
-        least_probabilities(np.eye(8), np.arange(8), 0.9, by_class=False)
+        set_thresholds(np.eye(8), np.arange(8), 0.9, by_class=False)
 
 
 @pytest.mark.parametrize("by_class", [False, True])
@@ -100,7 +100,7 @@ def test_sets_cover_as_often_as_they_are_to(by_class):
         logits = rng.normal(size=(n + m, k)) * 1.5
         logits[np.arange(n + m), labels] += 1.0 + labels  # classes are not equally hard
         probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        least = np.array(least_probabilities(probabilities[:n], labels[:n], wanted, by_class))
+        least = np.array(set_thresholds(probabilities[:n], labels[:n], wanted, by_class))
         sets = probabilities[n:] >= least
         held = sets[np.arange(m), labels[n:]]
         own = labels[n:] == 0 if by_class else slice(None)

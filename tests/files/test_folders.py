@@ -229,9 +229,9 @@ def test_where_a_checkpoint_has_its_dataset_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "made/motion").mkdir(parents=True)
     (tmp_path / "made/motion/dataset.json").touch()
-    check_made_here(config_of("train"), said_data_root=False)  # data/motion
-    check_made_here(config_of("train", f"data_root={tmp_path}/made"), said_data_root=False)  # it is there
-    check_made_here(config_of("train", f"data_root={tmp_path}/new"), said_data_root=True)
+    check_made_here(config_of("train"), sets_data_root=False)  # data/motion
+    check_made_here(config_of("train", f"data_root={tmp_path}/made"), sets_data_root=False)  # it is there
+    check_made_here(config_of("train", f"data_root={tmp_path}/new"), sets_data_root=True)
     for said, cfg in (
         (False, config_of("train", f"data_root={tmp_path}/new")),
         (True, config_of("train", f"data_root={tmp_path}/new", f"dataset.source.root={tmp_path}/other")),

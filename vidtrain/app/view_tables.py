@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from vidtrain.evaluation.view_store import StoredViews
     from vidtrain.evaluation.views import ClipModel
-    from vidtrain.evaluator.run import Pass
+    from vidtrain.evaluator.run import EvaluationPlan
     from vidtrain.training.distributed import Ranks
     from vidtrain.training.run import Console
 
@@ -64,7 +64,8 @@ TABLE_OPTIONS = ("from_table", "out", "eval_clips", "crops", "fusion", "frame_or
 # Further such options of calibration
 CALIBRATION_OPTIONS = ("checkpoint", "split", "method", "min_precision", "min_recall", "set_coverage", "by_class",
                "remove")  # fmt: skip
-# Clip settings that do not identify a table: two have no effect in evaluation, and `Pass.identity` lists the orders
+# Clip settings that do not identify a table: two have no effect in evaluation, and `EvaluationPlan.identity` lists the
+# orders
 EXCLUDED_CLIP_KEYS = ("clip.train_clips", "clip.repeated_augmentation", "clip.frame_order")
 VIEWS = "views"  # folder of the view table, inside the folder of the reports
 
@@ -180,20 +181,20 @@ def compute_views(cfg: DictConfig, ranks: Ranks, console: Console, stack: ExitSt
     trained = _configure(cfg, opened, checkpoint, console)
     out = output_folder(cfg, trained, checkpoint)
     ranks.on_main(lambda: check_writable(out))
-    work = _choose_videos(cfg, trained, opened, checkpoint, ranks, console)
+    plan = _choose_videos(cfg, trained, opened, checkpoint, ranks, console)
     run, changes = run_of(checkpoint), None
     # The data of the run's own training
     if run is not None and cfg.dataset is None and cfg.prepared is None:
-        split, index = work.manifest, work.dataset.index
+        split, index = plan.manifest, plan.dataset.index
         changes = ranks.on_main(lambda: hold_evaluated(run, cfg.split, split, index, cfg.allow_changed, console))
     ranks.on_main(lambda: stack.enter_context(RunLock(out / VIEWS)) and None)
-    start_table(work, out / VIEWS, trained.trainer.cpu_threads, cfg.overwrite, ranks)
+    start_table(plan, out / VIEWS, trained.trainer.cpu_threads, cfg.overwrite, ranks)
 
     def make_model() -> tuple[ClipModel, nn.Module]:
         model = opened.model(trained, ranks)
         return model, opened.transform(trained, model, ranks.device)
 
-    views = fill(work, out / VIEWS, make_model, ranks, console)
+    views = fill(plan, out / VIEWS, make_model, ranks, console)
     return EvaluatedViews(views, checkpoint, opened.card, out, cfg.fusion or trained.model.fusion, changes)
 
 
@@ -217,11 +218,11 @@ def _configure(cfg: DictConfig, opened: LoadedCheckpoint, checkpoint: Path, cons
 
 def _choose_videos(
     cfg: DictConfig, trained: DictConfig, opened: LoadedCheckpoint, checkpoint: Path, ranks: Ranks, console: Console
-) -> Pass:
+) -> EvaluationPlan:
     """The chosen split and frame orders, with classes in the order of the checkpoint."""
     from vidtrain.build import data as build_data
     from vidtrain.build import parts as build
-    from vidtrain.evaluator.run import Pass, in_order_of_checkpoint
+    from vidtrain.evaluator.run import EvaluationPlan, in_order_of_checkpoint
 
     reading = build_data.reading(trained, ranks, None)
     splits = build_data.manifests(trained, ranks, console)
@@ -232,7 +233,7 @@ def _choose_videos(
         raise UserError("fusion=vote is only for videos with one label; choose mean_logits or mean_probs")
     dataset = build_data.eval_dataset(trained, cfg.split, manifest, reading)
     orders = tuple(dict.fromkeys((trained.clip.frame_order, *cfg.frame_order_ablations)))
-    return Pass(
+    return EvaluationPlan(
         source=checkpoint,
         weights=cfg.weights,
         dataset_name=trained.dataset.name,

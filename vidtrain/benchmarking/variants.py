@@ -205,7 +205,7 @@ def prepared_trial(cfg: DictConfig, meter: Meter) -> tuple[Prepared | None, list
     if train.columns.sources is not None:
         return None, ["a prepared copy was not tried: the dataset is a mixture"]
     if cfg.clip.resize != ANTIALIASED:
-        return None, [f"a prepared copy was not tried: clip.resize={cfg.clip.resize} takes files as they are"]
+        return None, [f"a prepared copy was not tried: clip.resize={cfg.clip.resize} needs the original files"]
     few = train.subset(np.random.default_rng(0).permutation(len(train))[:VIDEOS].tolist())
     parent = prepared_folder(cfg.data_root, cfg.dataset.name, "any").parent
     for description in sorted(parent.glob("*/prepared.json")):

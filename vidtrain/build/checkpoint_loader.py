@@ -1,4 +1,4 @@
-"""Opens a trained model from a run's folder, a checkpoint or an exported file, with all that is needed to use it."""
+"""Opens a trained model from a run's folder, a checkpoint or an exported file, with its configuration and classes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torc
     from vidtrain.training.distributed import Ranks
     from vidtrain.training.run import Console
 
-NEEDED = ("model", "classes", "config")
-EXPORTED = (".onnx", ".safetensors")
+REQUIRED_KEYS = ("model", "classes", "config")
+EXPORT_SUFFIXES = (".onnx", ".safetensors")
 GEOMETRY = "vidtrain.data.augment.geometry"
 
 
@@ -36,10 +36,10 @@ class LoadedCheckpoint:
     """The content of a checkpoint or an exported file.
 
     `config` is the configuration of its training; references to other settings are not resolved. `weights` is the state
-    dict, or None for an ONNX graph, which holds them itself. `card` is the metadata of an exported file. `adapters` are
-    those that it was trained with; they also name the files of weights that `weights` leaves out. `computed` holds, by
-    dotted key, values that were removed from `config` because they would read the environment of whoever opens the
-    file, such as `${oc.env:DATA}` of data_root.
+    dict, or None for an ONNX graph, which holds its weights itself. `card` is the metadata of an exported file.
+    `adapters` are the adapters of its training; they also name the files of weights that `weights` omits. `computed`
+    holds, by dotted key, values that were removed from `config` because they would read the environment of the user who
+    opens the file, such as `${oc.env:DATA}` of data_root.
     """
 
     source: Path
@@ -59,19 +59,19 @@ class LoadedCheckpoint:
 
         `options` maps each option of the program to the key that it sets. Keys that `cfg` sets in this way are allowed.
         """
-        given_now = [key for option, key in options.items() if cfg[option] is not None]
+        set_keys = [key for option, key in options.items() if cfg[option] is not None]
         lines = [
-            f"{key}: {text}" + "".join(f"; set {option}=" for option, place in options.items() if place == key)
+            f"{key}: {text}" + "".join(f"; set {option}=" for option, target in options.items() if target == key)
             for key, text in self.computed.items()
-            if any(_is_below(key, [place]) or _is_below(place, [key]) for place in used)
-            and not _is_below(key, given_now)
+            if any(_is_below(key, [used_key]) or _is_below(used_key, [key]) for used_key in used)
+            and not _is_below(key, set_keys)
         ]
         if lines:
             raise UserError(
-                f"the checkpoint {self.source} refers to variables of your environment, which a file that you may not "
-                "trust cannot read:\n  "
+                f"the checkpoint {self.source} refers to variables of your environment, which a file may read only if "
+                "you trust it:\n  "
                 + "\n  ".join(first_lines(lines, MOST_SHOWN))
-                + "\nIf you trust the file, set trust_targets=true, and they are read"
+                + "\nIf you trust the file, set trust_targets=true"
             )
 
     def model(self, cfg: DictConfig, ranks: "Ranks", merged: bool = False) -> "VideoClassifier | OnnxClassifier":
@@ -96,7 +96,7 @@ class LoadedCheckpoint:
     def transform(
         self, cfg: DictConfig, model: "VideoClassifier | OnnxClassifier", device: "torch.device"
     ) -> "nn.Module":
-        """The transform from uint8 clips to the input of `model`: it normalizes, unless an ONNX graph does itself."""
+        """The transform from uint8 clips to the input of `model`. It normalizes, unless an ONNX graph does."""
         from torch import nn
 
         from vidtrain.build import parts as build
@@ -108,9 +108,9 @@ class LoadedCheckpoint:
 
 
 def find_checkpoint(named: str) -> Path:
-    """The file that a user has `named`; for the folder of a run, its best checkpoint.
+    """The file that a user has `named`, or the best checkpoint of a run's folder.
 
-    Raises `UserError` if it is absent, or a folder that is not of a run.
+    Raises `UserError` if it is absent, or a folder without a run.
     """
     path = Path(named)
     if path.is_file():
@@ -122,7 +122,7 @@ def find_checkpoint(named: str) -> Path:
         return best
     if (path / "run.json").is_file():
         raise UserError(f"checkpoint={named}: the run has no checkpoints/best.pt yet; name another checkpoint of it")
-    raise UserError(f"checkpoint={named} is a folder, but not of a run; name the folder of a run, or a file")
+    raise UserError(f"checkpoint={named} is a folder, but no run's folder; name a run's folder, or a file")
 
 
 def check_checkpoint(named: str) -> list[tuple[str, str]]:
@@ -134,28 +134,28 @@ def check_checkpoint(named: str) -> list[tuple[str, str]]:
     return []
 
 
-def check_source(cfg: DictConfig, of_published: Sequence[str]) -> list[tuple[str, str]]:
-    """The faults of options that name either a checkpoint or published weights. The options `of_published`, and `clip`,
-    go with published weights alone."""
+def check_source(cfg: DictConfig, published_options: Sequence[str]) -> list[tuple[str, str]]:
+    """The faults of options that name either a checkpoint or published weights. `published_options`, and `clip`, are
+    only for published weights."""
     if (cfg.checkpoint is None) == (cfg.pretrained is None):
-        return [("checkpoint", "one of checkpoint=RUN and pretrained=WEIGHTS must be given, and not both")]
+        return [("checkpoint", "give either checkpoint=RUN or pretrained=WEIGHTS")]
     if cfg.checkpoint is None:
         return [] if cfg.model is not None else [("model", "must be chosen for published weights: model=OPTION")]
-    unused = [key for key in of_published if cfg[key] is not None]
+    unused = [key for key in published_options if cfg[key] is not None]
     unused += [f"clip.{key}" for key in cfg.clip if cfg.clip[key] is not None]
-    faults = [(key, "a checkpoint carries its own; this is for pretrained=WEIGHTS") for key in unused]
+    faults = [(key, "is only for pretrained=WEIGHTS; a checkpoint holds its own") for key in unused]
     return faults + check_checkpoint(cfg.checkpoint)
 
 
-def changed_config(config: Mapping[str, Any], cfg: DictConfig, places: Mapping[str, str]) -> DictConfig:
+def changed_config(config: Mapping[str, Any], cfg: DictConfig, keys: Mapping[str, str]) -> DictConfig:
     """The configuration of a checkpoint, changed by the options of the command line, `cfg`.
 
-    `places` maps each option of the program to the key that it sets. An option that is None changes nothing.
+    `keys` maps each option of the program to the key that it sets. An option that is None changes nothing.
     """
     trained = migrate(config, f"the checkpoint {cfg.checkpoint}")
-    for option, place in places.items():
+    for option, key in keys.items():
         if cfg[option] is not None:
-            OmegaConf.update(trained, place, cfg[option], merge=False)
+            OmegaConf.update(trained, key, cfg[option], merge=False)
     return trained
 
 
@@ -170,19 +170,19 @@ def open_trained(
 ) -> LoadedCheckpoint:
     """Reads a checkpoint, or an exported .onnx or .safetensors file, onto the CPU, without running code from it.
 
-    `weights` chooses the "raw" weights or their average, "ema", of a checkpoint that holds both. None chooses those in
-    its entry "model": in best.pt the ones that val selected, in last.pt the raw ones.
+    `weights` chooses the "raw" weights or their average, "ema", of a checkpoint that holds both. None chooses its entry
+    "model": in best.pt the weights that val selected, in last.pt the raw ones.
 
     Raises `UserError` naming the file when it is absent, damaged, incomplete or of another program, or of pretraining
-    without `pretraining`. Unless `trust_targets`, it is also raised when the configuration would build classes from
-    outside of vidtrain, and the configuration cannot read environment variables.
+    without `pretraining`. Without `trust_targets`, the configuration cannot read environment variables, and a
+    configuration that would build classes from outside vidtrain also raises `UserError`.
     """
     from vidtrain.models.lora import Adapters
     from vidtrain.training import checkpoint
 
-    if path.suffix in EXPORTED:
+    if path.suffix in EXPORT_SUFFIXES:
         if weights is not None:
-            raise UserError(f"weights={weights}: the exported file {path} holds one set of weights; leave it out")
+            raise UserError(f"weights={weights}: the exported file {path} holds one set of weights; remove weights=")
         trained = _open_exported(path)
     elif path.suffix == ".pt2":
         raise UserError(
@@ -191,10 +191,10 @@ def open_trained(
         )
     else:
         payload = checkpoint.load(path)
-        absent = [key for key in NEEDED if key not in payload]
+        absent = [key for key in REQUIRED_KEYS if key not in payload]
         if absent:
             raise UserError(
-                f"checkpoint {path} lacks {', '.join(absent)} and cannot be used; take a checkpoint that training wrote"
+                f"checkpoint {path} lacks {', '.join(absent)} and cannot be used; name a checkpoint that training wrote"
             )
         classes = spelled_classes(payload["classes"])
         adapters = Adapters.of(payload, path)
@@ -216,8 +216,8 @@ def open_trained(
 
 
 def restore(model: "EncoderWithHead", adapters: "Adapters | None", weights: "Mapping[str, Tensor]", path: Path) -> None:
-    """Loads the `weights` of the checkpoint at `path` into a new model. If the checkpoint's model has `adapters`, it
-    adds them and loads their base first.
+    """Loads the `weights` of the checkpoint at `path` into a new model. If the checkpoint's model has `adapters`, this
+    first adds them and loads their base.
 
     Raises `UserError` if a file of the base is absent or has changed, and for weights that do not fit.
     """
@@ -234,13 +234,13 @@ def restore(model: "EncoderWithHead", adapters: "Adapters | None", weights: "Map
     checkpoint.restore(model, weights, str(path), adapters.left_out)
 
 
-def _is_below(key: str, places: Sequence[str]) -> bool:
-    return any(key == place or key.startswith((f"{place}.", f"{place}[")) for place in places)
+def _is_below(key: str, parents: Sequence[str]) -> bool:
+    return any(key == parent or key.startswith((f"{parent}.", f"{parent}[")) for parent in parents)
 
 
 def _weights(payload: Mapping[str, Any], wanted: str | None, path: Path) -> "Mapping[str, Tensor]":
     """The `wanted` weights of a checkpoint; see `open_trained`."""
-    # Old checkpoints have no such entry, and never hold an average
+    # Old checkpoints do not have this entry, and hold no average
     held = payload["weights"] if "weights" in payload else "raw"
     if wanted in (None, held):
         return payload["model"]
@@ -299,7 +299,7 @@ def published_config(cfg: DictConfig, name: str) -> DictConfig:
     if known.keys().isdisjoint(STRIDES) and known.get("sampling") != "uniform":
         absent.append("a stride, such as clip.frame_step=4")
     if absent:
-        raise UserError(f"it is not known with which clips {name} was trained: set {', '.join(absent)}")
+        raise UserError(f"the clips of the training of {name} are not known: set {', '.join(absent)}")
     train = {"_target_": f"{GEOMETRY}.ShortSideCrop", "short_side_ratio": [1.0, 1.0], "flip": 0.0}
     crops = {"_target_": f"{GEOMETRY}.CenterCrops", "short_side": short_side, "short_side_ratio": None, "crops": 1}
     stages = dict.fromkeys(("temporal", "rand_augment", "color", "erasing", "mixing"))

@@ -40,7 +40,7 @@ from vidtrain.files.escaping import shown
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import Console
 
-FOLLOWED = 200  # if pretraining has no val split, about so many training videos serve as one
+MAX_VAL_VIDEOS = 200  # without a val split, pretraining evaluates on about this many training videos
 INDEX_ROOT, DATA_ROOT = DataSettings().index_root, "data"  # the defaults of the schema
 
 
@@ -63,9 +63,9 @@ class EvalData:
 
 @dataclass(frozen=True)
 class Reading:
-    """What all readers of a run's videos share."""
+    """The files that all readers of a run's videos share."""
 
-    index: VideoIndex  # what is known of the files
+    index: VideoIndex  # facts about the videos
     quarantine: Path | None  # file that lists videos that crashed a worker
 
 
@@ -84,10 +84,10 @@ def index_folder(cfg: DictConfig) -> Path:
     return Path(cfg.data.index_root) / cfg.dataset.name
 
 
-def keep_index_here(cfg: DictConfig, said_data_root: bool, console: Console) -> None:
-    """Chooses the folder of the index for a checkpoint that may come from somebody else. Files are created and removed
-    in it, so it is the folder named in the checkpoint only if an index exists there or it is below the data root of
-    this command line. Otherwise it is the default folder.
+def keep_index_here(cfg: DictConfig, sets_data_root: bool, console: Console) -> None:
+    """Chooses the folder of the index for a checkpoint that may come from somebody else. Programs create and remove
+    files in this folder. So the folder in the checkpoint is used only if an index exists there, or if it is below the
+    data root of this command line; otherwise the default folder is used.
 
     Raises `UserError` for a name of a dataset that leads out of that folder.
     """
@@ -97,25 +97,25 @@ def keep_index_here(cfg: DictConfig, said_data_root: bool, console: Console) -> 
             f"dataset.name={cfg.dataset.name} in the checkpoint must be a relative path without ..; set dataset="
         )
     follows_data_root = to_dict(cfg.data)["index_root"] == INDEX_ROOT
-    if index_file(cfg).is_file() or (said_data_root and follows_data_root):
+    if index_file(cfg).is_file() or (sets_data_root and follows_data_root):
         return
-    named, usual = str(cfg.data.index_root), INDEX_ROOT.replace("${data_root}", DATA_ROOT)
-    if named != usual:
-        cfg.data.index_root = usual
+    stored_root, default_root = str(cfg.data.index_root), INDEX_ROOT.replace("${data_root}", DATA_ROOT)
+    if stored_root != default_root:
+        cfg.data.index_root = default_root
         console.info(
-            f"there is no index of the videos in {named}, which the checkpoint names; it is created in {usual}"
+            f"the checkpoint names {stored_root}, which has no index of the videos; it is created in {default_root}"
         )
 
 
-def check_made_here(cfg: DictConfig, said_data_root: bool) -> None:
-    """Raises `UserError` if a checkpoint, which may come from somebody else, would create the motion dataset outside of
-    the data root of this command line, or of the default one. A dataset that exists is read from anywhere."""
-    chosen = os.path.realpath(cfg.data_root if said_data_root else DATA_ROOT)
+def check_made_here(cfg: DictConfig, sets_data_root: bool) -> None:
+    """Raises `UserError` if a checkpoint, which may come from somebody else, would create the motion dataset outside
+    the data root: that of this command line, or the default one. An existing dataset may be anywhere."""
+    data_root = os.path.realpath(cfg.data_root if sets_data_root else DATA_ROOT)
     for path, node in components(cfg.dataset.source, "dataset.source"):
         if to_dict(node)["_target_"] != f"{Motion.__module__}.{Motion.__qualname__}":
             continue
         root = instantiate_component(node).root
-        if not (Path(root) / MARKER).is_file() and not os.path.realpath(root).startswith(f"{chosen}{os.sep}"):
+        if not (Path(root) / MARKER).is_file() and not os.path.realpath(root).startswith(f"{data_root}{os.sep}"):
             raise UserError(
                 f"the checkpoint would create the motion dataset in {path}.root={root}; choose a folder with "
                 "data_root=, or another dataset="
@@ -127,18 +127,18 @@ def index_file(cfg: DictConfig) -> Path:
 
 
 def manifests(cfg: DictConfig, ranks: Ranks, console: Console) -> dict[str, Manifest]:
-    """The splits of the configured dataset, with the paths to read. Rank 0 opens them first, as it may create them."""
+    """The splits of the configured dataset, with the paths to read. Rank 0 opens them first, as it may create files."""
     source, folder = instantiate_component(cfg.dataset.source), index_folder(cfg)
-    made_first: list[dict[str, Manifest]] = []
-    ranks.on_main(lambda: made_first.append(open_manifests(source, folder)))
-    splits = made_first[0] if made_first else open_manifests(source, folder)
+    opened_on_main: list[dict[str, Manifest]] = []
+    ranks.on_main(lambda: opened_on_main.append(open_manifests(source, folder)))
+    splits = opened_on_main[0] if opened_on_main else open_manifests(source, folder)
     if cfg.objective is None:
         multi_label = {split: manifest.multi_label for split, manifest in splits.items()}
         independent = instantiate_component(cfg.loss).independent
         check_dataset(cfg.dataset.name, splits["train"].classes, multi_label, independent)
-    elif "val" not in splits:  # pretraining without val evaluates the loss on some training videos
+    elif "val" not in splits:  # pretraining evaluates on some training videos
         train = splits["train"]
-        splits = {**splits, "val": train.subset(range(0, len(train), every_for(len(train), FOLLOWED)))}
+        splits = {**splits, "val": train.subset(range(0, len(train), every_for(len(train), MAX_VAL_VIDEOS)))}
     splits = redirected(cfg, splits, console)
     ranks.on_main(lambda: check_present(splits, missing_hint(cfg), console.warn))
     return splits
@@ -181,10 +181,10 @@ def missing_hint(cfg: DictConfig) -> str:
     """A hint for the user when files of a dataset are missing."""
     source = cfg.dataset.source
     if "root" in source and source.root is not None:
-        return f"is dataset.source.root={source.root} right?"
+        return f"check dataset.source.root={source.root}"
     if "root" in source:
-        return "paths are relative to the folder of the file that lists them, or to dataset.source.root: give that"
-    return f"are the paths below dataset.source, and data_root={cfg.data_root}, right?"
+        return "paths are relative to the folder of the listing, unless dataset.source.root names another folder"
+    return f"check the paths in dataset.source, and data_root={cfg.data_root}"
 
 
 def video_filter(cfg: DictConfig) -> VideoFilter:
@@ -200,21 +200,21 @@ def filtered(cfg: DictConfig, train: Manifest, index: VideoIndex, ranks: Ranks, 
     def show(done: int) -> None:
         console.advance(done, {})
 
-    def look() -> tuple[np.ndarray, dict[str, int]]:
-        with console.phase("looking at lengths", len(train)):
+    def read_lengths() -> tuple[np.ndarray, dict[str, int]]:
+        with console.phase("reading lengths of videos", len(train)):
             return bounds.kept(train, index, share_of_cores(ranks), cfg.data.decode_timeout_s, show)
 
-    kept, dropped = ranks.on_main(look)
+    kept, dropped = ranks.on_main(read_lengths)
     counts = ", ".join(f"{count} by data.{name}" for name, count in sorted(dropped.items()))
-    console.info(f"training videos left out: {counts or 'none'}")
+    console.info(f"training videos out of bounds: {counts or 'none'}")
     return train.subset(kept)
 
 
 def one_batch(train: Manifest, size: int, seed: int) -> dict[str, Manifest]:
     """A dataset of one batch of training videos, which are both train and val."""
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:size].tolist()
-    few = train.subset(order)
-    return {"train": few, "val": few}
+    batch = train.subset(order)
+    return {"train": batch, "val": batch}
 
 
 def train_batches(
@@ -254,7 +254,7 @@ def train_dataset(cfg: DictConfig, manifest: Manifest, reading: Reading) -> Vide
 def stream(
     cfg: DictConfig, manifest: Manifest | None, ranks: Ranks, start: int, stop: int
 ) -> TrainStream | MixtureStream:
-    """The samples of the steps `start` to `stop` - 1. A manifest of None is for checking the settings alone."""
+    """The samples of the steps `start` to `stop` - 1. Without a manifest, this only checks the settings."""
     placement = {
         "batch_size": cfg.trainer.batch_size,
         "seed": cfg.seed,
@@ -302,7 +302,7 @@ def eval_dataset(cfg: DictConfig, split: str, manifest: Manifest, reading: Readi
 
 
 def whole_frames(cfg: DictConfig, split: str, manifest: Manifest, workers: int) -> EvalData:
-    """A split as baselines read it: one video per batch, in clips of whole frames that are resized to squares."""
+    """A split for baselines: one video per batch, in clips of whole frames that are resized to squares."""
     dataset = VideoDataset(
         manifest,
         ClipProtocol(frames=cfg.frames, fps=cfg.fps, num_clips=cfg.clips),
@@ -315,8 +315,8 @@ def whole_frames(cfg: DictConfig, split: str, manifest: Manifest, workers: int) 
         index=VideoIndex(index_file(cfg), cfg.data.max_pixels),
         quarantine=Quarantine(None, split),
     )
-    most = cfg.max_train_videos if split == "train" else cfg.max_eval_videos
-    shard = EvalShard(len(manifest), 1, every=every_for(len(manifest), most))
+    max_videos = cfg.max_train_videos if split == "train" else cfg.max_eval_videos
+    shard = EvalShard(len(manifest), 1, every=every_for(len(manifest), max_videos))
     return EvalData(split, manifest, eval_loader(dataset, shard, workers, False, cfg.decode_timeout_s), 1)
 
 

@@ -36,31 +36,30 @@ from vidtrain.training.stages import lora_of, never_trained
 if TYPE_CHECKING:  # with all formats its import takes seconds
     from vidtrain.models.weights.format import Weights
 
-# The settings of clips that a protocol has by the same names
-OF_PROTOCOL = (
+# Settings of clips that are also fields of `ClipProtocol`
+PROTOCOL_KEYS = (
     "frames", "frame_step", "fps", "duration", "short_video_policy", "frame_order", "sampling", "overlap"
 )  # fmt: skip
 Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
-MOST_WORKERS = 8
-# How a protocol's text names the reference code whose frame indices clip.sampling reproduces
-PLACES = {
+MAX_WORKERS = 8
+# The words in a protocol's text for the reference code whose frame indices clip.sampling reproduces
+REFERENCE_CODE = {
     "vjepa2": " as in V-JEPA 2 (windows fixed)",
     "vjepa2_random": " as in V-JEPA 2 (windows drawn, seed {seed})",
     "videomae": " as in VideoMAE",
     "pyslowfast": " as in PySlowFast",
     "pyslowfast_offset": " as in PySlowFast (USE_OFFSET_SAMPLING)",
 }
-# Whose resize it is, by clip.resize
+# The code whose resize clip.resize reproduces
 PUBLISHERS = {"vjepa2": "V-JEPA", "videomae": "VideoMAE", "pyslowfast": "PySlowFast"}
 
 
-def instantiate_component(node: DictConfig | None, **late: Any) -> Any:
-    """Builds the object that a node with a _target_ describes. `late` are arguments that only a run knows; the node is
-    a partial then, which gets them. Raises `UserError` with the constructor's message, without Hydra's text around
-    it."""
+def instantiate_component(node: DictConfig | None, **arguments: Any) -> Any:
+    """Builds the object that a node with a _target_ describes. If `arguments` are given, the node is a partial, which
+    gets them. Raises `UserError` with the constructor's message, without Hydra's text around it."""
     try:
         component = instantiate(node, _convert_="all")  # constructors get plain lists and dicts
-        return component(**late) if late else component
+        return component(**arguments) if arguments else component
     except (InstantiationException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(reason(error)) from error
 
@@ -75,16 +74,16 @@ def clip_size(cfg: DictConfig) -> tuple[int, int]:
 
 
 def check_resize(cfg: DictConfig) -> None:
-    """Raises `UserError`, a line for each fault, where other settings cannot serve `clip.resize`."""
+    """Raises `UserError` with a line for each setting that does not match `clip.resize`."""
     if cfg.clip.resize not in PLACEMENTS:
         return
-    clip, size, prepared, how = cfg.clip, clip_size(cfg), cfg.data.prepared, cfg.clip.interpolation
+    clip, size, prepared, interpolation = cfg.clip, clip_size(cfg), cfg.data.prepared, cfg.clip.interpolation
     faults = [
         f"resize={clip.resize} {why}"
         for why, is_wrong in (
-            (f"is bilinear; set clip.interpolation=bilinear (it is {how})", how != "bilinear"),
-            (f"cuts squares; set clip.size to one number (it is {list(size)})", size[0] != size[1]),
-            (f"takes files as they are; set data.prepared=null (the copy {prepared} was scaled already)", prepared),
+            (f"is bilinear; set clip.interpolation=bilinear (it is {interpolation})", interpolation != "bilinear"),
+            (f"crops squares; set clip.size to one number (it is {list(size)})", size[0] != size[1]),
+            (f"needs the original files; set data.prepared=null (the copy {prepared} is already scaled)", prepared),
         )
         if is_wrong
     ]  # fmt: skip
@@ -95,7 +94,7 @@ def check_resize(cfg: DictConfig) -> None:
 def clip_protocol(cfg: DictConfig, training: bool) -> ClipProtocol:
     clip = cfg.clip
     num_clips = clip.train_clips if training else clip.eval_clips
-    return ClipProtocol(num_clips=num_clips, **{key: clip[key] for key in OF_PROTOCOL})
+    return ClipProtocol(num_clips=num_clips, **{key: clip[key] for key in PROTOCOL_KEYS})
 
 
 def protocol_text(cfg: DictConfig, fusion: str) -> str:
@@ -116,7 +115,7 @@ def frames_text(cfg: DictConfig, frame_order: str) -> str:
     order = "" if frame_order == "forward" else f" {frame_order}"
     if clip.sampling == "uniform":
         shown = f"{clip.frames} uniform frames"
-    indices = PLACES[clip.sampling].format(seed=cfg.seed) if clip.sampling in PLACES else ""
+    indices = REFERENCE_CODE[clip.sampling].format(seed=cfg.seed) if clip.sampling in REFERENCE_CODE else ""
     geometry: EvalGeometry = instantiate_component(cfg.augmentation.eval)
     size = f"{height}x{width}"
     if isinstance(geometry, WholeFrame):
@@ -135,10 +134,10 @@ def share_of_cores(ranks: Ranks) -> int:
 
 
 def num_workers(setting: int | None, ranks: Ranks) -> int:
-    """Decoding processes of this rank: the setting or, if None, its share of the cores, at most `MOST_WORKERS`. Without
+    """Decoding processes of this rank: the setting or, if None, its share of the cores, at most `MAX_WORKERS`. Without
     a GPU it is half of the share, as computing needs the other half."""
     share = share_of_cores(ranks) if ranks.device.type == "cuda" else share_of_cores(ranks) // 2
-    return max(1, min(MOST_WORKERS, share)) if setting is None else setting
+    return max(1, min(MAX_WORKERS, share)) if setting is None else setting
 
 
 def set_cpu_threads(setting: int | None, ranks: Ranks) -> None:
@@ -175,8 +174,8 @@ def model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> VideoClassifier:
 
 
 def masked_model(cfg: DictConfig, encoder: Encoder, with_weights: bool = True) -> MaskedModel:
-    """The model that pretrains `encoder`. Without `with_weights`, the teacher that `objective.teacher` names is built
-    but its weights are not loaded."""
+    """The model that pretrains `encoder`. Without `with_weights`, the weights of the teacher that `objective.teacher`
+    names are not loaded."""
     if cfg.objective.get("teacher") is None:
         return instantiate_component(cfg.objective, encoder=encoder)
     objective = cfg.objective.copy()
@@ -185,8 +184,8 @@ def masked_model(cfg: DictConfig, encoder: Encoder, with_weights: bool = True) -
 
 
 def _teacher(cfg: DictConfig, name: str, with_weights: bool) -> Encoder:
-    """The encoder of the teacher. A checkpoint of vidtrain says how it is built; for other weights it is built like the
-    model's own encoder."""
+    """The encoder of the teacher. A checkpoint of vidtrain holds its configuration; for other weights it is built like
+    the model's own encoder."""
     from vidtrain.models.weights.files import check_source, locate, stamp
     from vidtrain.models.weights.loading import load_weights
 
@@ -200,12 +199,12 @@ def _teacher(cfg: DictConfig, name: str, with_weights: bool) -> Encoder:
         node = OmegaConf.create(as_text(config)[0])
         node = node.model.encoder
         if str(node["_target_"]) != f"{ViT3D.__module__}.{ViT3D.__qualname__}":
-            raise UserError(f"objective.teacher={name} has a {node['_target_']}, and must have a ViT3D")
+            raise UserError(f"objective.teacher={name} has a {node['_target_']}, but must have a ViT3D")
     teacher = EncoderWithHead()
     teacher.encoder, teacher.head = instantiate_component(node), nn.Identity()
     if with_weights:
         load_weights(teacher, weights, path, cfg.init_match)
-        _read_teacher.cache_clear()  # its memory
+        _read_teacher.cache_clear()  # frees memory
     return teacher.encoder
 
 
@@ -227,7 +226,7 @@ def trained_model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> VideoClass
 
 
 def model_without_memory(cfg: DictConfig) -> VideoClassifier:
-    """The configured model on the meta device, for checks. Raises `UserError` for settings that do not fit together."""
+    """The configured model on the meta device, for checks. Raises `UserError` for settings that do not match."""
     with torch.device("meta"):
         return instantiate_component(cfg.model, num_classes=2)
 
@@ -236,9 +235,9 @@ def model_without_memory(cfg: DictConfig) -> VideoClassifier:
 
 
 def check_starting_point(cfg: DictConfig, model: EncoderWithHead | None) -> None:
-    """Raises `UserError` for weights with an unknown name, and for a local file that does not fit `model`. This may be
-    on the meta device, or None if the model's own settings have faults. This does not use the network: weights that
-    must be downloaded are compared with the model when they are loaded. A resumed run needs no starting point."""
+    """Raises `UserError` for weights with an unknown name, and for a local file that does not fit `model`. `model` may
+    be on the meta device, or None if its own settings have faults. Nothing is downloaded here: downloaded weights are
+    compared with the model when they are loaded. A resumed run needs no starting point."""
     if cfg.run_dir is not None and resumable(Path(cfg.run_dir) / "checkpoints"):
         return
     sources = _sources(cfg)
@@ -257,7 +256,7 @@ def check_starting_point(cfg: DictConfig, model: EncoderWithHead | None) -> None
 
 
 def _sources(cfg: DictConfig) -> list[str]:
-    """The sources of the weights: `init_from` if set, else `pretrained`. The folder of a run means its best.pt."""
+    """The sources of the weights: `init_from` if set, else `pretrained`. A run's folder stands for its best.pt."""
     if cfg.init_from is None:
         if cfg.pretrained is None:
             return []
@@ -290,14 +289,14 @@ class StartingPoint:
 
 
 def interpolated_positions(model: EncoderWithHead, frames: int, size: tuple[int, int]) -> str | None:
-    """A warning if the encoder's table of positions does not have the shape of the clips, and is interpolated."""
+    """A warning if the encoder interpolates its table of positions to the shape of the clips."""
     encoder = model.encoder
     if not isinstance(encoder, ViT3D) or not encoder.interpolates(frames, *size):
         return None
     side = size[0] if size[0] == size[1] else str(list(size)).replace(" ", "")
     return (
         f"positions of {encoder.num_frames} frames of {encoder.image_size} pixels are interpolated to {frames} of "
-        f"{side}. That is right for weights that were trained with the former; for weights of the latter, set "
+        f"{side}. This is right for weights that were trained with the former shape; for weights of the latter, set "
         f"model.encoder.num_frames={frames} model.encoder.image_size={side}"
     )
 
@@ -305,7 +304,7 @@ def interpolated_positions(model: EncoderWithHead, frames: int, size: tuple[int,
 def load_starting_point(
     cfg: DictConfig, model: EncoderWithHead, ranks: Ranks, console: Console, folder: Path
 ) -> StartingPoint:
-    """Loads the weights that the configuration names; writes to the log and starting_point.json which tensors fitted.
+    """Loads the weights that the configuration names; writes the loaded tensors to the log and starting_point.json.
     Several sources, such as an encoder and a probe, are loaded one after the other."""
     if HydraConfig.initialized():
         context = HydraConfig.get()
@@ -349,7 +348,7 @@ def load_starting_point(
     return StartingPoint("starts from " + " and ".join(sources), tuple(loaded_sources))
 
 
-# --- low-rank adapters of a run's encoder (LoRA), and the base of its checkpoints: the weights that they leave out ---
+# --- low-rank adapters of a run's encoder (LoRA), and their base: the frozen weights that checkpoints omit -----
 
 
 def adapters_of(lora: LoraSettings) -> Adapters:
@@ -367,8 +366,8 @@ def start_adapters(
 ) -> Adapters | None:
     """Adds the adapters that `phases` train to the encoder of a new run, and returns them; None if they train none.
 
-    Weights that were loaded from a file and stay frozen in every phase are the base: checkpoints leave them out, and
-    name the file with its SHA-256. Without such weights there is no base, and checkpoints hold all weights.
+    Weights that were loaded from a file and stay frozen in every phase are the base: checkpoints omit them, and name
+    the file with its SHA-256. Without such weights there is no base, and checkpoints hold all weights.
     """
     lora = lora_of(phases)
     if lora is None:

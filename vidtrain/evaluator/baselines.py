@@ -1,14 +1,13 @@
 """The accuracy of simple models on a dataset, and the comparison of a run with them.
 
-Clips become vectors, from which classifiers learn: small pictures, and features of a frozen image network, one
-architecture untrained and trained on ImageNet. The answers are kept in the dataset's index folder, found again by what
-its splits hold:
+Classifiers learn from vectors of clips: small pictures, and features of a frozen image network, which is untrained or
+trained on ImageNet. The predictions are stored in the dataset's index folder:
 
     INDEX/baselines/KEY/
-      baselines.json              what they were made of, and what each reaches on each split
-      SPLIT/NAME/                 predictions.csv, metrics.json, per_class.csv: as an evaluation writes them
+      baselines.json              their settings, and the metrics of each on each split
+      SPLIT/NAME/                 predictions.csv, metrics.json, per_class.csv, as an evaluation writes them
 
-KEY stands for the videos, their labels and the settings.
+KEY is a hash of the videos, their labels and the settings.
 """
 
 import hashlib
@@ -34,10 +33,10 @@ from vidtrain.evaluation.views import ViewTable
 from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
 
 FOLDER, FILE = "baselines", "baselines.json"
-FORMAT = 2  # to be raised when baselines of the same name are made in another way
+FORMAT = 2  # increase it when baselines of the same name are computed in another way
 KEYS = ("format", "metric", "splits", "results", "seconds")
 ADVICE = "delete its folder, and run vidtrain.baselines again"
-MOTION = "motion_map logistic"  # what a model that is to see motion has to beat
+MOTION = "motion_map logistic"  # the baseline of motion: a model that uses motion should be better
 CONFIDENCE = 0.95
 DRAWS = 10_000
 SIDE = 32  # pixels of the small pictures
@@ -72,13 +71,13 @@ def small_frames(clips: Tensor) -> Tensor:
 
 
 def mean_frame(video: Video) -> Tensor:
-    """The average of all frames [3 * SIDE * SIDE]: the place, the light, what stays."""
+    """The average of all frames [3 * SIDE * SIDE]: the place, the light and everything that does not move."""
     return video.small.mean(dim=(0, 1)).flatten()
 
 
 def motion_map(video: Video) -> Tensor:
-    """The mean change of each place from frame to frame [SIDE * SIDE]: it tells where and how much moves, and not what
-    it looks like. Zeros for clips of a single frame."""
+    """The mean change of each pixel from frame to frame [SIDE * SIDE]: where and how much moves, without appearance. It
+    is zero for clips of a single frame."""
     gray = (video.small * torch.tensor(LUMA, dtype=torch.float32).view(3, 1, 1)).sum(dim=2)
     if gray.shape[1] < 2:
         return torch.zeros(SIDE * SIDE)
@@ -86,8 +85,8 @@ def motion_map(video: Video) -> Tensor:
 
 
 def color_histogram(video: Video) -> Tensor:
-    """Square roots of the shares of 512 colors [BINS ** 3]. Their distance is Hellinger's; it knows no shapes, places
-    or times."""
+    """Square roots of the shares of 512 colors [BINS ** 3], whose distance is Hellinger's; without shape, place or
+    time."""
     red, green, blue = (video.clips.long() * BINS // SHADES).unbind(dim=1)
     counts = torch.bincount(((red * BINS + green) * BINS + blue).flatten(), minlength=BINS**3)
     return (counts / counts.sum()).sqrt()
@@ -126,14 +125,14 @@ def image_network(name: str, size: int) -> FrameFeatures:
 
     path = locate(WEIGHTS) if name == "imagenet" else None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same untrained one every time
+        torch.manual_seed(0)  # always the same untrained network
         encoder = TimmFrames(BACKBONE, size)
     if path is not None:
         load_pretrained(VideoClassifier(encoder, MeanPoolClassifier, 2), WEIGHTS, path, 1.0)
     return FrameFeatures(encoder, [MEAN] * 3, [STD] * 3)
 
 
-# --- splits, and the answers to their videos ------------------------------------------------------------------
+# --- splits, and the predictions for their videos --------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ class Described:
     table: ViewTable  # without logits
 
     def answered(self, probabilities: np.ndarray, several: bool) -> ViewTable:
-        """The table with these probabilities [v k] as the answers of one view."""
+        """The table with these probabilities [v k] as the predictions of one view."""
         from vidtrain.evaluator.classifiers import logits
 
         answers = torch.from_numpy(logits(probabilities, several))[:, None]
@@ -155,8 +154,8 @@ class Described:
 def describe_split(
     manifest: Manifest, batches: Iterable[Batch], descriptors: Mapping[str, Descriptor], total: int
 ) -> Described:
-    """Describes the videos of `batches`, one video in each, of `total` that are asked for. Raises `UserError` where
-    none can be read, and for a batch that carries a refusal."""
+    """Describes the videos of `batches`, one video in each, of `total` requested ones. Raises `UserError` if
+    none can be read, and for a batch with a refusal."""
     rows: list[list[np.ndarray]] = []
     indices, labels, missing = [], [], []
     for batch in batches:
@@ -170,19 +169,19 @@ def describe_split(
             labels.append(batch.labels)
     if not rows:
         raise UserError(f"none of the {total} videos could be read; the first: {': '.join(missing[0])}")
-    marks = torch.cat(labels)
-    targets = np.eye(len(manifest.classes))[marks.numpy()] if marks.ndim == 1 else marks.double().numpy()
+    all_labels = torch.cat(labels)
+    targets = np.eye(len(manifest.classes))[all_labels.numpy()] if all_labels.ndim == 1 else all_labels.double().numpy()
     vectors = dict(zip(descriptors, map(np.stack, zip(*rows, strict=True)), strict=True))
-    nothing = torch.empty(len(marks), 1, 0)
-    return Described(vectors, targets, ViewTable(torch.cat(indices), marks, nothing, missing, total))
+    no_logits = torch.empty(len(all_labels), 1, 0)
+    return Described(vectors, targets, ViewTable(torch.cat(indices), all_labels, no_logits, missing, total))
 
 
 def answers(
     splits: Mapping[str, Described], groups: np.ndarray, plan: Sequence[tuple[str, str]], protocol: str, several: bool
 ) -> Iterator[tuple[str, dict[str, Report]]]:
-    """Each baseline's name and its report on every split but train, which it learns from. `plan` lists (descriptor,
-    classifier); the majority class comes first. `groups` [v] number those of the training videos, which stay together
-    where a setting is chosen."""
+    """Each baseline's name and its report on every split except train, from which it learns. `plan` lists (descriptor,
+    classifier); the majority class comes first. `groups` [v] are the numbers of the training videos' groups, which
+    cross-validation does not divide."""
     from vidtrain.evaluator.classifiers import logistic_regression, majority, nearest_neighbors
 
     classifiers = {"": majority, "neighbors": nearest_neighbors, "logistic": logistic_regression}
@@ -201,7 +200,7 @@ def answers(
         )
 
 
-# --- the answers in the dataset's index folder ---------------------------------------------------------------
+# --- the predictions in the dataset's index folder ------------------------------------------------------------
 
 Metrics = Mapping[str, float]
 
@@ -216,7 +215,7 @@ class Baselines:
     seconds: float
 
     def best(self, split: str) -> str:
-        """The name of the baseline that is the best on that very split, so that it is harder to beat."""
+        """The name of the best baseline on this split itself, which is the hardest one to exceed."""
         results = self.results[split]
         return max(results, key=lambda name: results[name][self.metric])
 
@@ -228,7 +227,7 @@ class Baselines:
         return self.folder / split / name.replace(" ", "_")
 
     def save(self, digests: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-        """Writes the file that `find_baselines` reads, once all predictions are in the folder."""
+        """Writes the file that `find_baselines` reads. Call it when all predictions are in the folder."""
         facts = {"format": FORMAT, "metric": self.metric, "splits": dict(digests), "settings": dict(settings)}
         results = {split: {name: dict(own) for name, own in of.items()} for split, of in self.results.items()}
         write_json_atomic(self.folder / FILE, facts | {"seconds": self.seconds, "results": results})
@@ -261,7 +260,7 @@ def find_baselines(index: Path, digests: Mapping[str, str], split: str) -> Basel
     return None
 
 
-# --- a run beside them ------------------------------------------------------------------------------------
+# --- the comparison of a run with baselines ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -284,7 +283,7 @@ class BaselineComparison:
 
     @property
     def is_better(self) -> bool:
-        """Whether the run is better by more than chance explains."""
+        """Whether the run is significantly better."""
         return self.low > 0
 
     @property
@@ -310,8 +309,8 @@ def compare_with_all(run: Predictions, baselines: Baselines, split: str) -> list
     """Comparisons of the run with the best baseline of the split, and with the motion map if that is another one."""
     results = baselines.results[split]
     names = [name for name in dict.fromkeys([baselines.best(split), MOTION]) if name in results]
-    beside = (compare_with(run, baselines.predictions(split, name), name, baselines.metric) for name in names)
-    return [comparison for comparison in beside if comparison is not None]
+    comparisons = (compare_with(run, baselines.predictions(split, name), name, baselines.metric) for name in names)
+    return [comparison for comparison in comparisons if comparison is not None]
 
 
 def compare_with_known(

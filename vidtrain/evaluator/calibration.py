@@ -1,6 +1,6 @@
-"""From a view table to the calibration of its checkpoint: a scaling, thresholds, risk and coverage, prediction sets.
+"""Calibrates a checkpoint on a view table: a scaling of logits, thresholds, risk and coverage, prediction sets.
 
-All guarantees assume that new videos are exchangeable with those of the fit; groups of similar videos weaken them.
+All guarantees assume that new videos are exchangeable with those of the fit, which groups of similar videos are not.
 """
 
 import math
@@ -25,9 +25,9 @@ CURVE_POINTS = 200
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to fit: a scaling by `method`; thresholds for a precision or recall of each class; prediction sets of a
-    coverage, over all classes or within each."""
+class CalibrationTargets:
+    """What to fit: a scaling by `method`; thresholds for a precision or recall of each class; prediction sets with a
+    coverage over all classes or within each class."""
 
     method: str
     precision: float | None
@@ -47,15 +47,15 @@ def calibrate_views(
     order: str | None,
     num_clips: int | None,
     num_crops: int | None,
-    wanted: Wanted,
+    wanted: CalibrationTargets,
     console: Console,
 ) -> dict[str, Any]:
     """The record of a calibration (vidtrain.evaluation.calibrated) on the views of a protocol; None means the table's
     first order, all clips, all crops.
 
-    Thresholds, sets and the curve use held-out probabilities: each fold is scaled by the other folds. Raises
-    `UserError` for too few videos, with the number that it takes, for logits that are not finite, and for sets with
-    several labels.
+    Thresholds, sets and the curve use held-out probabilities: each fold is scaled by a fit to the other folds. Raises
+    `UserError` for too few videos, naming the number needed, for logits that are not finite, and for prediction sets
+    of videos with several labels.
     """
     about = views.about
     order = order or about["orders"][0]
@@ -65,17 +65,15 @@ def calibrate_views(
     table.check_read()
     several, independent, classes = table.labels.ndim == 2, about["independent"], about["classes"]
     if several and wanted.coverage is not None:
-        raise UserError(
-            "set_coverage= is of sets that hold the one class of a video, and videos have several labels here"
-        )
+        raise UserError("set_coverage= is for videos with one label, but these videos may have several; remove it")
     logits = _fused(table, fusion, independent)
     groups = group_numbers(table.indices.tolist(), views.groups)
     scaling, held_out = fit(wanted.method, logits, table.labels, independent, groups)
     if scaling is None:
         scaling = Scaling()
         console.warn(
-            f"no temperature: each of the {len(logits)} videos has its true classes first, so the coldest fits best; "
-            "probabilities stay as they are. It takes val videos that are answered wrongly"
+            f"no temperature: the true classes of all {len(logits)} videos have the largest logits, so there is no "
+            "best temperature, and probabilities do not change. A fit needs val videos with wrong predictions"
         )
     own, scaled = outcomes(logits, table.labels, independent), outcomes(held_out, table.labels, independent)
     before, after = reliability([own, scaled], groups)
@@ -104,11 +102,11 @@ def calibrate_views(
 
 
 def _fused(table: ViewTable, fusion: str, independent: bool) -> Tensor:
-    """Logits [v k]. Raises `UserError` where some are not finite."""
+    """Logits [v k]. Raises `UserError` if some are not finite."""
     logits = fuse(table.logits, fusion, independent)
-    wild = int((~logits.isfinite().all(dim=1)).sum())
-    if wild:
-        raise UserError(f"the logits of {wild} of {len(logits)} videos in the table are not finite")
+    not_finite = int((~logits.isfinite().all(dim=1)).sum())
+    if not_finite:
+        raise UserError(f"the logits of {not_finite} of {len(logits)} videos in the table are not finite")
     return logits
 
 
@@ -119,7 +117,7 @@ def _curve(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
 
 
 def _thresholds(
-    probabilities: np.ndarray, labels: np.ndarray, classes: list[str], wanted: Wanted
+    probabilities: np.ndarray, labels: np.ndarray, classes: list[str], wanted: CalibrationTargets
 ) -> dict[str, Any] | None:
     if wanted.threshold is None:
         return None
@@ -139,10 +137,10 @@ def _thresholds(
     return {"wanted": kind, "share": share, "classes": rows}
 
 
-def _sets(probabilities: np.ndarray, labels: np.ndarray, wanted: Wanted) -> dict[str, Any] | None:
+def _sets(probabilities: np.ndarray, labels: np.ndarray, wanted: CalibrationTargets) -> dict[str, Any] | None:
     if wanted.coverage is None:
         return None
-    least = least_probabilities(probabilities, labels, wanted.coverage, wanted.by_class)
+    least = set_thresholds(probabilities, labels, wanted.coverage, wanted.by_class)
     sizes = np.bincount((probabilities >= np.array(least)).sum(axis=1))
     return {"coverage": wanted.coverage, "by_class": wanted.by_class, "least": least, "sizes": sizes.tolist()}
 
@@ -164,10 +162,11 @@ def lower_bound(hits: np.ndarray, n: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The least probability at which each of k classes is answered, all [k]; inf where none reaches the share.
+    """The threshold of each of k classes, all [k]: the least probability at which the class is predicted, or inf if no
+    threshold reaches the share.
 
-    `answers` reach the threshold, `hits` of them are right, `support` videos are of the class; `bound` is the lower
-    bound of the wanted share.
+    `answers` predictions reach the threshold, `hits` of them are right, `support` videos have the class; `bound` is the
+    lower bound of the wanted share.
     """
 
     values: np.ndarray
@@ -181,11 +180,11 @@ def thresholds(probabilities: np.ndarray, labels: np.ndarray, wanted: str, share
     """For each class the lowest threshold with a precision of at least `share`, or the highest with such a recall;
     `wanted` is precision or recall.
 
-    `probabilities` are [v k]. With `labels` [v] only the first class of a video is answered, if it reaches its
-    threshold; with `labels` [v k] of 0 and 1, every class that does. On other videos the share is lower;
-    `bound` says how low.
+    `probabilities` are [v k]. With `labels` [v] only the most probable class of a video is predicted, if it reaches its
+    threshold; with `labels` [v k] of 0 and 1, every class that does. On new videos the share may be lower; `bound` is
+    its lower bound.
 
-    Raises `UserError` for a wanted recall of a class that no video is of.
+    Raises `UserError` for a wanted recall of a class without videos.
     """
     k = probabilities.shape[1]
     if labels.ndim == 1:
@@ -206,7 +205,7 @@ def thresholds(probabilities: np.ndarray, labels: np.ndarray, wanted: str, share
     for number, own in enumerate(rows):
         scores = probabilities[own, number]
         hits = np.cumsum(labels[own] == number if labels.ndim == 1 else labels[own, number] > 0)
-        ends = np.flatnonzero(np.append(scores[1:] < scores[:-1], True)[: len(own)])  # equal ones stand together
+        ends = np.flatnonzero(np.append(scores[1:] < scores[:-1], True)[: len(own)])  # equal scores are not divided
         shares = hits[ends] / ((ends + 1) if wanted == "precision" else support[number])
         enough = ends[shares >= share]
         if len(enough):
@@ -220,8 +219,8 @@ def thresholds(probabilities: np.ndarray, labels: np.ndarray, wanted: str, share
 
 
 def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Coverage [v] and risk [v] if only the n most confident of v answers are given, for n = 1 ... v, and their mean
-    risk, AURC (Geifman et al., 2019). Ties are averaged over all their orders."""
+    """Coverage [v] and risk [v] of the n most confident of v predictions, for n = 1 ... v, and their mean risk, AURC
+    (Geifman et al., 2019). Ties are averaged over all their orders."""
     order = np.argsort(-confidence, kind="stable")
     _, block, sizes = np.unique(-confidence[order], return_inverse=True, return_counts=True)
     wrong = np.cumsum((np.bincount(block, 1 - right[order]) / sizes)[block])
@@ -233,39 +232,37 @@ def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray
 # --- prediction sets -------------------------------------------------------------------------------------------
 
 
-def least_videos(coverage: float) -> int:
-    """The number of videos that split conformal prediction needs: ceil(c / (1 - c))."""
+def min_videos(coverage: float) -> int:
+    """The least number of videos that split conformal prediction needs: ceil(c / (1 - c))."""
     return math.ceil(coverage / (1 - coverage) - 1e-9)
 
 
-def least_probability(true_probabilities: np.ndarray, coverage: float) -> float:
-    """The least probability of classes in a prediction set, so that at least a share `coverage` of sets hold the true
-    class: split conformal prediction by 1 - p (Vovk et al., 2005; Sadinle et al., 2019).
+def set_threshold(true_probabilities: np.ndarray, coverage: float) -> float:
+    """The least probability of the classes in a prediction set at which at least a share `coverage` of sets holds the
+    true class: split conformal prediction by 1 - p (Vovk et al., 2005; Sadinle et al., 2019).
 
     `true_probabilities` [n] are probabilities of the true classes. The expected share is at most 1 / (n + 1) higher.
-    Raises ValueError where n is below `least_videos`.
+    Raises ValueError where n is below `min_videos`.
     """
     n = len(true_probabilities)
     rank = math.ceil((n + 1) * coverage - 1e-9)
     if rank > n:
-        raise ValueError(
-            f"{n} videos are fewer than the {least_videos(coverage)} that a coverage of {coverage:g} takes"
-        )
+        raise ValueError(f"{n} videos are fewer than the {min_videos(coverage)} that a coverage of {coverage:g} needs")
     return float(np.partition(true_probabilities, n - rank)[n - rank])
 
 
-def least_probabilities(probabilities: np.ndarray, labels: np.ndarray, coverage: float, by_class: bool) -> list[float]:
-    """`least_probability` of all classes together, or of each class (Vovk, 2012), for a share that holds within every
+def set_thresholds(probabilities: np.ndarray, labels: np.ndarray, coverage: float, by_class: bool) -> list[float]:
+    """`set_threshold` of all classes together, or of each class (Vovk, 2012), for a share that holds within every
     class. `probabilities` [v k], `labels` [v].
 
-    Raises `UserError` for too few videos, with the number that it takes.
+    Raises `UserError` for too few videos, naming the number needed.
     """
     own = probabilities[np.arange(len(labels)), labels]
     counts = np.bincount(labels, minlength=probabilities.shape[1]) if by_class else np.array([len(labels)])
-    few = int((counts < least_videos(coverage)).sum())
+    few = int((counts < min_videos(coverage)).sum())
     if few:
         of = f"of every class with by_class=true: {few} have fewer, down to" if by_class else "of val, which has"
-        raise UserError(f"set_coverage={coverage:g} needs {least_videos(coverage)} videos {of} {counts.min()}")
+        raise UserError(f"set_coverage={coverage:g} needs {min_videos(coverage)} videos {of} {counts.min()}")
     if not by_class:
-        return [least_probability(own, coverage)]
-    return [least_probability(own[labels == number], coverage) for number in range(probabilities.shape[1])]
+        return [set_threshold(own, coverage)]
+    return [set_threshold(own[labels == number], coverage) for number in range(probabilities.shape[1])]

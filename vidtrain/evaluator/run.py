@@ -32,14 +32,14 @@ from vidtrain.files.escaping import first_lines, shown
 from vidtrain.training.distributed import Ranks, autocast
 from vidtrain.training.run import Console
 
-MOST_REFUSED = 10  # at most so many refused videos are listed
+MAX_LISTED = 10  # at most this many refused videos are listed
 # Builds the model, and the transform of its input
 MakeModel = Callable[[], tuple[ClipModel, nn.Module]]
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What is evaluated: a split in several frame orders, with clips x crops views in each."""
+class EvaluationPlan:
+    """One pass over a split: its videos in several frame orders, with clips x crops views in each order."""
 
     source: Path  # the checkpoint, or the exported file
     weights: str | None
@@ -67,8 +67,8 @@ class Pass:
         return self.dataset.manifest
 
     def reader(self) -> VideoDataset:
-        """A dataset that reads the frames of all orders at once: clips in forward order, and the middle frame, which
-        single_frame repeats."""
+        """A dataset that reads the frames of all orders together: clips in forward order, and the middle frame for
+        single_frame."""
         if len(self.orders) == 1:
             return self.dataset
         middle = "single_frame" in self.orders
@@ -76,7 +76,7 @@ class Pass:
         return replace(self.dataset, protocol=protocol)
 
     def identity(self, device: torch.device) -> dict[str, Any]:
-        """All that the numbers in the table depend on. Videos are identified by path, file size, cut and label."""
+        """Everything that the table depends on. Videos are identified by path, file size, start, end and label."""
         return {
             "checkpoint": sha256(self.source),
             "weights": self.weights or STORED,
@@ -94,7 +94,7 @@ class Pass:
         }
 
     def about(self) -> dict[str, Any]:
-        """The description of the table in views.json. It is the same on any machine."""
+        """The description of the table in views.json, which does not depend on the machine."""
         protocol, uncut = self.dataset.protocol, UNCUT.get(type(self.dataset.geometry))
         count, videos = protocol.num_clips, len(self.manifest)
         names = [f"clip {number + 1} of {count}" for number in range(count)]
@@ -138,68 +138,71 @@ def in_order_of_checkpoint(manifest: Manifest, classes: Sequence[str], checkpoin
     )
 
 
-def start_table(work: Pass, folder: Path, cpu_threads: int | None, overwrite: bool, ranks: Ranks) -> None:
-    """Begins the table of `work` in `folder`, or continues it with the number of threads that it was begun with."""
+def start_table(plan: EvaluationPlan, folder: Path, cpu_threads: int | None, overwrite: bool, ranks: Ranks) -> None:
+    """Begins the table of `plan` in `folder`, or continues it with its first number of threads."""
     set_cpu_threads(cpu_threads, ranks)
     default_threads = torch.get_num_threads()
 
     def begin() -> int:
         return view_store.begin(
-            folder, work.identity(ranks.device), cpu_threads, default_threads, overwrite, rename_settings
+            folder, plan.identity(ranks.device), cpu_threads, default_threads, overwrite, rename_settings
         )
 
     begun_with = ranks.on_main(begin)
     set_cpu_threads(begun_with, ranks)
 
 
-def fill(work: Pass, folder: Path, make_model: MakeModel, ranks: Ranks, console: Console) -> StoredViews:
-    """Completes the table of `work` in `folder`: all ranks compute missing batches, then rank 0 merges their files.
-    `make_model` is not called if the table is complete. Raises `UserError` if videos are too short for the protocol."""
+def fill(plan: EvaluationPlan, folder: Path, make_model: MakeModel, ranks: Ranks, console: Console) -> StoredViews:
+    """Completes the table of `plan` in `folder`: all ranks compute missing batches, then rank 0 merges their
+    files. `make_model` is only called if batches are missing. Raises `UserError` if videos are too short for the
+    protocol."""
     if ranks.on_main(lambda: view_store.is_complete(folder)):
-        console.info(f"all views are already in {folder}: no video is read")
+        console.info(f"all views are already in {folder}, so no video is read")
         ranks.on_main(lambda: view_store.clean(folder))
         return view_store.open_views(folder)
-    if work.dataset.protocol.short_video_policy == "error":
-        ranks.on_main(lambda: _refuse_short(work, ranks, console))
+    if plan.dataset.protocol.short_video_policy == "error":
+        ranks.on_main(lambda: _refuse_short(plan, ranks, console))
     done = ranks.on_main(lambda: frozenset(view_store.units_done(folder)))
-    units = EvalUnits(len(work.dataset), work.shard.batch_size, ranks.rank, ranks.world_size, work.shard.every, done)
+    units = EvalUnits(len(plan.dataset), plan.shard.batch_size, ranks.rank, ranks.world_size, plan.shard.every, done)
     if done:
         console.info(f"continuing the table in {folder}: {len(done)} of {units.total} batches are in it")
     if len(done) < units.total:
-        _compute(work, folder, units, make_model, ranks, console)
+        _compute(plan, folder, units, make_model, ranks, console)
     ranks.barrier()
-    classes = work.manifest.classes
+    classes = plan.manifest.classes
 
     def spell(label: np.ndarray) -> str:
         numbers = np.flatnonzero(label) if label.ndim else [int(label)]
         return ";".join(classes[number] for number in numbers)
 
     def merge() -> None:
-        clips = 1 if work.joint else work.dataset.protocol.num_clips
-        shape = (len(work.orders), clips, work.crops, len(classes))
-        view_store.merge(folder, work.about(), work.manifest.paths, spell, shape, work.manifest.groups)
+        clips = 1 if plan.joint else plan.dataset.protocol.num_clips
+        shape = (len(plan.orders), clips, plan.crops, len(classes))
+        view_store.merge(folder, plan.about(), plan.manifest.paths, spell, shape, plan.manifest.groups)
         view_store.clean(folder)
 
     ranks.on_main(merge)
     return view_store.open_views(folder)
 
 
-def _compute(work: Pass, folder: Path, units: EvalUnits, make_model: MakeModel, ranks: Ranks, console: Console) -> None:
+def _compute(
+    plan: EvaluationPlan, folder: Path, units: EvalUnits, make_model: MakeModel, ranks: Ranks, console: Console
+) -> None:
     model, transform = make_model()
     model.eval()
-    dataset = work.reader()
-    loader = eval_loader(dataset, units, work.num_workers, ranks.device.type == "cuda", work.decode_timeout_s)
-    context = autocast(ranks, work.precision)
+    dataset = plan.reader()
+    loader = eval_loader(dataset, units, plan.num_workers, ranks.device.type == "cuda", plan.decode_timeout_s)
+    context = autocast(ranks, plan.precision)
     frames, clips = dataset.protocol.frames, dataset.protocol.num_clips
-    orders = [torch.from_numpy(frame_picks(order, frames)) for order in work.orders]
+    orders = [torch.from_numpy(frame_picks(order, frames)) for order in plan.orders]
     several = len(orders) > 1
     writer = ShardWriter(folder / view_store.UNITS / f"rank{ranks.rank}.bin")
-    title = f"{work.split}, {len(orders)} orders of frames" if several else work.split
+    title = f"{plan.split}, {len(orders)} orders of frames" if several else plan.split
     try:
         with console.phase(title, len(units)):
             for number, (unit, batch) in enumerate(zip(units.units, loader, strict=True), start=1):
                 views = batch_views(
-                    model, batch, transform, ranks.device, context, work.crops, orders if several else (None,)
+                    model, batch, transform, ranks.device, context, plan.crops, orders if several else (None,)
                 )
                 spans = [_frames(dataset, index)[:, :frames] for index in views.indices.tolist()]
                 writer.append(unit, views, np.stack(spans) if spans else np.zeros((0, clips, frames)))
@@ -209,7 +212,7 @@ def _compute(work: Pass, folder: Path, units: EvalUnits, make_model: MakeModel, 
 
 
 def _frames(dataset: VideoDataset, index: int) -> np.ndarray:
-    """The frame indices [n t] of a video's clips; -1 if the file, which has just been read, cannot be opened again."""
+    """The frame indices [n t] of a video's clips; -1 if the file can no longer be opened."""
     record, protocol = dataset.manifest[index], dataset.protocol
     try:
         video = dataset.index.info(record.path, dataset.manifest.frame_rate)
@@ -219,27 +222,27 @@ def _frames(dataset: VideoDataset, index: int) -> np.ndarray:
     return clip_indices(video.num_frames, video.timestamps, protocol, drawn, start=record.start, end=record.end)
 
 
-def _refuse_short(work: Pass, ranks: Ranks, console: Console) -> None:
+def _refuse_short(plan: EvaluationPlan, ranks: Ranks, console: Console) -> None:
     """Raises `UserError` naming the videos that are too short for the protocol, before anything is computed."""
-    dataset, videos = work.dataset, len(work.manifest)
+    dataset, videos = plan.dataset, len(plan.manifest)
 
-    with console.phase("looking at lengths", videos):
-        protocol, workers = work.reader().protocol, share_of_cores(ranks)
+    with console.phase("reading lengths of videos", videos):
+        protocol, workers = plan.reader().protocol, share_of_cores(ranks)
         refused = refused_videos(
-            work.manifest,
+            plan.manifest,
             protocol,
             dataset.index,
             workers,
-            work.decode_timeout_s,
+            plan.decode_timeout_s,
             lambda done: console.advance(done, {}),
         )
     if refused:
         lines = [f"{shown(path)}: {why.partition(';')[0]}" for path, why in refused]
         raise UserError(
-            f"short_video_policy=error, and {len(refused)} of {pluralize(videos, 'video')} of {work.split} "
-            f"are too short for {work.frames[work.orders[0]]}, {pluralize(dataset.protocol.num_clips, 'clip')}:\n  "
-            + "\n  ".join(first_lines(lines, MOST_REFUSED))
-            + "\nEvaluate them anyway with short_video_policy=repeat_last or wrap"
+            f"short_video_policy=error, but {len(refused)} of {pluralize(videos, 'video')} of {plan.split} "
+            f"are too short for {plan.frames[plan.orders[0]]}, {pluralize(dataset.protocol.num_clips, 'clip')}:\n  "
+            + "\n  ".join(first_lines(lines, MAX_LISTED))
+            + "\nTo evaluate them, set short_video_policy=repeat_last or wrap"
         )
 
 
