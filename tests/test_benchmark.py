@@ -13,7 +13,7 @@ from vidtrain.app.launch import find_faults
 from vidtrain.benchmark import benchmark, check
 from vidtrain.benchmarking.advice import Advice
 from vidtrain.benchmarking.measure import Meter
-from vidtrain.benchmarking.variants import follow
+from vidtrain.benchmarking.report import follow
 from vidtrain.config.schemas import BenchmarkConfig, RunConfig
 from vidtrain.errors import UserError
 from vidtrain.runs.assemble import open_data

@@ -15,8 +15,7 @@ from vidtrain.files.folders import RunLock
 from vidtrain.runs.attempts import read_outcome
 from vidtrain.runs.folder import attempt, choose, finished
 from vidtrain.sweeps import record as sweep_trial
-from vidtrain.sweeps.record import SweepRecord
-from vidtrain.sweeps.status import states_of
+from vidtrain.sweeps.record import SweepRecord, states_of
 from vidtrain.tracking.console import make_console
 from vidtrain.training.distributed import Ranks
 

@@ -35,9 +35,8 @@ def check(cfg: DictConfig) -> Faults:
 
 def benchmark(cfg: DictConfig) -> float:
     """Measures the run that `cfg` describes; returns its clips per second."""
-    from vidtrain.benchmarking.advice import nothing_to_change
     from vidtrain.benchmarking.measure import Meter
-    from vidtrain.benchmarking.report import show
+    from vidtrain.benchmarking.report import nothing_to_change, show
     from vidtrain.files.atomic import write_json_atomic
     from vidtrain.files.folders import check_writable
     from vidtrain.runs.assemble import open_data
@@ -64,17 +63,16 @@ def _measure(meter: "Meter") -> tuple[dict[str, Any], "Measured", "list[Advice]"
     """The content of benchmark.json, and from it the measured rates and the advice."""
     from dataclasses import asdict
 
-    from vidtrain.benchmarking.advice import advise, verdict
-    from vidtrain.benchmarking.measure import measure, open_phase
-    from vidtrain.benchmarking.report import describe_model, describe_settings, estimate
-    from vidtrain.benchmarking.variants import explore
+    from vidtrain.benchmarking.advice import advise, explore, verdict
+    from vidtrain.benchmarking.measure import open_phase
+    from vidtrain.benchmarking.report import describe_model, describe_settings, estimate, measure_run
 
     cfg, data, ranks, console = meter.cfg, meter.data, meter.ranks, meter.console
     phase = open_phase(cfg, data, ranks, console)
     devices = f"{ranks.device.type} x {ranks.world_size}"
     console.info(f"phase {phase.name}, {devices}: {cfg.warmup} steps to warm up, {cfg.steps} timed")
     settings = describe_settings(meter, phase)
-    rates, batch = measure(meter, phase)
+    rates, batch = measure_run(meter, phase)
     model = describe_model(meter, phase, rates["clips_per_s"])
     videos = {split: len(manifest) for split, manifest in data.splits.items()}
     planned = estimate(phase.run, phase.name, videos, rates["seconds_per_step"], rates["evaluation_videos_per_s"])
@@ -100,8 +98,7 @@ def _measure(meter: "Meter") -> tuple[dict[str, Any], "Measured", "list[Advice]"
 
 def _prove(meter: "Meter", advice: "list[Advice]") -> dict[str, Any] | None:
     """Measures the run before and after following the first advice that needs no other program."""
-    from vidtrain.benchmarking.report import show_proof
-    from vidtrain.benchmarking.variants import follow
+    from vidtrain.benchmarking.report import follow, show_proof
 
     followed = next((change for change in advice if change.first is None), None)
     if followed is None:

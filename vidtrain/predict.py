@@ -39,7 +39,7 @@ def predict(cfg: DictConfig) -> None:
     from vidtrain.build import parts as build
     from vidtrain.evaluation.calibrated import STORED, find_calibration
     from vidtrain.evaluator.report import apply_to
-    from vidtrain.prediction.outputs import give_answers
+    from vidtrain.prediction.outputs import write_predictions
     from vidtrain.prediction.pictures import heat_kind, heat_note
     from vidtrain.prediction.run import Predictor
     from vidtrain.tracking.console import make_console
@@ -80,7 +80,7 @@ def predict(cfg: DictConfig) -> None:
         plans = reader.whole() if stride is None else reader.windows(stride, length)
         note = heat_note(heat, getattr(model, "head", None), cfg.heat_class, reason)
         outputs = _make_outputs(cfg, protocol, reader, predictor, out, note)
-        give_answers(outputs, predictor, plans, cfg.format, out)
+        write_predictions(outputs, predictor, plans, cfg.format, out)
         reader.videos.index.close()
 
 

@@ -40,8 +40,8 @@ def status(cfg: SweepConfig) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    from vidtrain.sweeps.record import SweepRecord
-    from vidtrain.sweeps.status import ENDED, slurm_jobs, states_of, table_of
+    from vidtrain.sweeps.base import slurm_jobs
+    from vidtrain.sweeps.record import ENDED, SweepRecord, states_of, table_of
     from vidtrain.tracking.console import make_console, make_table
 
     assert cfg.folder is not None  # see check

@@ -10,9 +10,9 @@ from vidtrain.benchmarking.advice import (
     Prepared,
     advise,
     expected,
-    nothing_to_change,
     verdict,
 )
+from vidtrain.benchmarking.report import nothing_to_change
 
 
 def measured(load=0.0, transfer=0.0, **more) -> Measured:

@@ -13,9 +13,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidtrain.benchmarking import measure as benchmarking
-from vidtrain.benchmarking.measure import PhaseSteps, Timed
+from vidtrain.benchmarking.measure import PhaseSteps, Timed, count_free_cores, doubled
 from vidtrain.benchmarking.report import count_flops, estimate, known_peak
-from vidtrain.benchmarking.variants import count_free_cores, doubled
 from vidtrain.data.loading.dataset import Batch, StoreUse
 from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report, report

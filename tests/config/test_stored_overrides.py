@@ -15,8 +15,8 @@ from vidtrain.config.trust import is_trusted_pruner
 from vidtrain.errors import UserError
 from vidtrain.runs.folder import with_stored_overrides
 from vidtrain.sweeps import record as sweep_trial
+from vidtrain.sweeps.base import forget_results
 from vidtrain.sweeps.record import SweepRecord, Trial
-from vidtrain.sweeps.status import forget_results
 from vidtrain.tracking.console import make_console
 from vidtrain.training.distributed import Ranks
 

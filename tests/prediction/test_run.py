@@ -14,7 +14,7 @@ from vidtrain.models.heads import AttentiveClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.prediction.outputs import folders_of
 from vidtrain.prediction.pictures import scaled
-from vidtrain.prediction.run import Clock, Judged, Plan, Predictor, _joined
+from vidtrain.prediction.run import Clock, ChunkOutput, Plan, Predictor, _joined
 
 
 class Floats(nn.Module):
@@ -60,7 +60,7 @@ def test_windows_that_could_not_be_read_are_rows_of_nothing():
     one = judge("mean_logits", None, crops=1)
     chunks = (Chunk("a", (0.0, 1.0), 2.0), Chunk("a", (2.0, 3.0), 2.0), Chunk("a", (3.5,), 2.0))
     logits = torch.arange(15.0).view(3, 1, 5)
-    parts = [Judged(logits[:2], None, None), None, Judged(logits[2:], None, None)]
+    parts = [ChunkOutput(logits[:2], None, None), None, ChunkOutput(logits[2:], None, None)]
     found = _joined(Plan("a", chunks, 5.2), parts, one)
     assert found.starts.tolist() == [0.0, 1.0, 2.0, 3.0, 3.5]
     assert found.ends.tolist() == [2.0, 3.0, 4.0, 5.0, 5.2]

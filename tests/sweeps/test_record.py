@@ -3,7 +3,8 @@
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.sweeps.record import SweepRecord, Trial, changed_settings, read_trial, write_trial
+from vidtrain.sweeps.base import changed_settings
+from vidtrain.sweeps.record import SweepRecord, Trial, read_trial, write_trial
 
 FREE = ("data_root", "trainer.num_workers")
 

@@ -2,7 +2,7 @@
 
 import json
 
-from vidtrain.sweeps import status
+from vidtrain.sweeps import record
 from vidtrain.sweeps.record import Trial
 
 
@@ -18,6 +18,6 @@ def test_a_trial_that_ends_while_it_is_looked_at_is_finished_and_not_stalled(tmp
         (place / "summary.json").write_text(json.dumps(summary))
         return False
 
-    monkeypatch.setattr(status, "is_held", ends_now)
-    state = status.trial_state(tmp_path, trial)
-    assert (state.state, state.objective, state.step) == (status.FINISHED, 0.5, 10)
+    monkeypatch.setattr(record, "is_held", ends_now)
+    state = record.trial_state(tmp_path, trial)
+    assert (state.state, state.objective, state.step) == (record.FINISHED, 0.5, 10)

@@ -2,8 +2,7 @@
 
 Read measure.py first.
 
-measure.py   times the parts of a step, the loader alone, and the model alone
-variants.py  measures other settings, so that all advice is measured, and the processor cores that are free now
-advice.py    the bottleneck of a run, and which settings to change
-report.py    parameters, FLOPs, estimated time of a whole run, and the tables
+measure.py   times the parts of a step, the loader alone, and the model alone; counts free processor cores
+advice.py    the bottleneck of a run; measures other settings, and advises the faster ones
+report.py    the results: rates, parameters, FLOPs, estimated time of a whole run, tables, and a proof of advice
 """

@@ -1,4 +1,4 @@
-"""The bottleneck of a run, and which settings to change: pure functions of measured rates.
+"""The bottleneck of a run, and which settings to change; only settings that were measured are advised.
 
 All rates are clips per second over all ranks: of the loader alone, of the model alone, and of the run, which has both.
 The run is slower if one waits for the other, or both compete for the same cores. Expected rates are computed like this:
@@ -8,8 +8,27 @@ its present settings, it is expected to reach the same share with others.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch._dynamo.exc import TorchDynamoException
+
+from vidtrain.benchmarking.measure import Meter, PhaseSteps, Timed, count_free_cores, doubled, reading_gain
+from vidtrain.build import parts as build
+from vidtrain.config.dataset_schemas import PrepareConfig
+from vidtrain.data.augment.geometry import ANTIALIASED
+from vidtrain.data.loading.dataset import Batch
+from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
+from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
+from vidtrain.errors import UserError
+from vidtrain.training.distributed import autocast
 
 Setting = int | float | str | bool
 WAITS = 0.10  # if waiting for data takes at least this share of a step, the data are a bottleneck
@@ -18,7 +37,10 @@ CROWDED = 0.80  # below this share of the slower one's rate alone, loader and mo
 WORTH = 1.05  # a change is advised if it makes the run at least this many times as fast
 COPIES = 0.40  # if copying to the device takes at least this share of a step's work, it is the bottleneck
 STORE = 0.5  # if loaders wait at least this share of their time for a store, it is the bottleneck, not decoding
-LARGE_OPTIMIZER = 0.25  # above this share of a step's work, larger batches are suggested for the optimizer
+KEEPS_UP = 1.2  # once a loader is this many times as fast as the model, more workers are not measured
+VIDEOS = 6  # number of videos on which a prepared copy is tried
+CROWDED_BY_OTHERS = 0.85  # if less than this share of the cores is free, other programs use the machine
+HALF_FREE = 0.5  # share of a GPU's memory that must be free before twice the batch is tried
 
 
 @dataclass(frozen=True)
@@ -95,39 +117,36 @@ class Advice:
 
 def verdict(m: Measured) -> Verdict:
     """The bottleneck of the run, from its time waiting for data and the rates of loader and model alone."""
-    total = sum(m.parts.values())
-    work = total - m.parts["load"]
-    waits = m.parts["load"] / total
+    work = sum(m.parts.values()) - m.parts["load"]
+    waits = m.parts["load"] / (work + m.parts["load"])
+    waiting = f"a step waits {waits:.0%} of its time for data"
     alone = f"alone the loader delivers {m.loader:.4g} clips/s and the model takes {m.compute:.4g}"
-    shares = {part: seconds / work for part, seconds in m.parts.items() if part != "load" and seconds}
-    shares_text = "a step's work is " + ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
-    crowded_text = (
+    parts = {part: seconds / work for part, seconds in m.parts.items() if part != "load" and seconds}
+    shares = "a step's work is " + ", ".join(f"{part} {share:.0%}" for part, share in parts.items())
+    crowded = (
         f"the cores are the bottleneck: {alone}, together they reach {m.run:.4g}; workers ({m.workers}) and computing "
-        f"threads ({m.threads}) share the cores ({m.cores}), and a step waits {waits:.0%} of its time for data"
+        f"threads ({m.threads}) share the cores ({m.cores}), and {waiting}"
     )
     if waits >= WAITS:
         if m.store is not None and m.store["share"] >= STORE and (m.workers == 0 or m.loader < m.compute):
             taken = f"{m.store['requests_per_clip']:.3g} requests and {m.store['mb_per_clip']:.3g} MB a clip"
-            waiting = f"loaders wait {m.store['share']:.0%} of their time for it, with {taken}"
-            step = f"a step waits {waits:.0%} of its time for data"
-            return Verdict("store", f"the store of the videos is the bottleneck: {waiting}; {step}; {alone}")
+            loaders = f"loaders wait {m.store['share']:.0%} of their time for it, with {taken}"
+            return Verdict("store", f"the store of the videos is the bottleneck: {loaders}; {waiting}; {alone}")
         if m.workers == 0:
             reads = f"without workers a step spends {waits:.0%} of its time reading"
             return Verdict("decoding", f"decoding is the bottleneck: {reads}; {alone}, together {m.run:.4g}")
         if m.loader <= (1 - NEAR) * m.compute:
-            waiting = f"a step waits {waits:.0%} of its time for data"
             return Verdict("decoding", f"decoding is the bottleneck: {waiting}; {alone}")
         if m.run < CROWDED * min(m.loader, m.compute):
-            return Verdict("cores", crowded_text)
-        balanced_text = f"loader and model are balanced: a step waits {waits:.0%} for data; {alone}"
-        return Verdict("balanced", balanced_text)
+            return Verdict("cores", crowded)
+        return Verdict("balanced", f"loader and model are balanced: a step waits {waits:.0%} for data; {alone}")
     if m.device == "cpu" and m.workers > 0 and m.run < CROWDED * m.compute:
-        return Verdict("cores", crowded_text)
+        return Verdict("cores", crowded)
     if m.parts["transfer"] >= COPIES * work:
-        return Verdict("transfer", f"copying to the device is the bottleneck: {shares_text}; {alone}")
+        return Verdict("transfer", f"copying to the device is the bottleneck: {shares}; {alone}")
     if m.workers > 0 and m.loader < (1 + NEAR) * m.compute:
-        return Verdict("balanced", f"the model is the bottleneck, and the loader just keeps up: {alone}; {shares_text}")
-    return Verdict("compute", f"the model is the bottleneck: {alone}; {shares_text}")
+        return Verdict("balanced", f"the model is the bottleneck, and the loader just keeps up: {alone}; {shares}")
+    return Verdict("compute", f"the model is the bottleneck: {alone}; {shares}")
 
 
 # --- what to change ---------------------------------------------------------------------------------------
@@ -180,8 +199,8 @@ def _processes(m: Measured) -> Iterator[Advice]:
     if not candidates:
         return
     best = max(rate for rate, *_ in candidates)
-    as_good = [trial for trial in candidates if trial[0] >= 0.97 * best]
-    rate, _, workers, threads, settings = min(as_good, key=lambda trial: trial[1:4])
+    near_best = [candidate for candidate in candidates if candidate[0] >= 0.97 * best]
+    rate, _, workers, threads, settings = min(near_best, key=lambda candidate: candidate[1:4])
     basis = f"measured alone: workers ({workers}) deliver {m.loaders[workers]:.4g} clips/s"
     if threads != m.threads:
         basis += f", computing threads ({threads}) take {computes[threads]:.4g}"
@@ -225,24 +244,152 @@ def _kept_activations(m: Measured) -> Iterator[Advice]:
         yield Advice({"model.encoder.activation_checkpointing": False}, rate, rate / m.run, basis)
 
 
-NOTHING = {
-    "store": "no tried setting is faster. These would be: data.cache=FOLDER on a disk of this machine, from the second "
-    "epoch on, smaller videos (python -m vidtrain.prepare), or a store that is nearer",
-    "decoding": "no tried setting is faster. These would be: fewer frames to decode (clip.frame_step, clip.frames), "
-    "clip.repeated_augmentation=2, which trains on each decoded clip twice, smaller videos, or more cores",
-    "cores": "no tried setting is faster, as all cores are busy. More cores or a smaller model would be",
-    "transfer": "clips are already copied as uint8 from page-locked memory; fewer or smaller frames (clip) would help",
-    "balanced": "loader and model are equally fast: a faster run needs both a faster loader and a faster model",
-    "compute": "no tried setting is faster. A smaller model, smaller clips or another device would be",
-}
+# --- measurements of other settings -----------------------------------------------------------------------
 
 
-def nothing_to_change(m: Measured, bound: str) -> str:
-    """A hint for a run that no tried setting makes faster."""
-    share = m.parts["optimizer"] / (sum(m.parts.values()) - m.parts["load"])
-    if bound == "compute" and share > LARGE_OPTIMIZER:
-        return (
-            f"the optimizer takes {share:.0%} of a step's work, which a larger trainer.batch_size would spread over "
-            "more clips"
-        )
-    return NOTHING[bound]
+def explore(meter: Meter, phase: PhaseSteps, batch: Batch, rates: dict[str, Any]) -> tuple[Measured, list[str]]:
+    """Measures the variants that could relieve the bottleneck of the run, whose own measurements are `rates`.
+
+    Returns all measurements, and notes on what could not be tried."""
+    cfg, ranks = meter.cfg, meter.ranks
+    notes: list[str] = []
+    memory = rates["memory"][rates["slowest_rank"]]
+    m = Measured(
+        device=ranks.device.type,
+        cores=build.share_of_cores(ranks),
+        workers=meter.workers,
+        threads=torch.get_num_threads() if ranks.device.type == "cpu" else 0,
+        free_cores=_free_cores(meter),
+        parts={name: seconds["mean"] for name, seconds in rates["parts"].items() if name != "step"},
+        run=rates["clips_per_s"],
+        compute=rates["alone"]["compute"],
+        loaders={meter.workers: rates["alone"]["loader"]},
+        store=rates["store"],
+        checkpointing=bool(OmegaConf.select(cfg, "model.encoder.activation_checkpointing")),
+        free_memory=1 - memory["gpu_reserved"] / memory["gpu_total"] if memory["gpu_total"] else None,
+    )
+    bound = verdict(m).bound
+    if bound in ("store", "decoding", "cores", "balanced"):
+        m = replace(m, loaders=_loaders(meter, m))
+        if cfg.data.prepared is None:
+            prepared, reasons = ranks.on_main(lambda: try_prepared(cfg, meter))
+            m, notes = replace(m, prepared=prepared), notes + reasons
+    if bound in ("compute", "cores", "balanced"):
+        computes, reasons = _computes(meter, phase, batch, m)
+        m = replace(m, threaded=_threaded(meter, phase, batch, m), computes=computes)
+        notes += reasons
+    if m.free_cores is not None:
+        # Others may use the machine at one time or the other
+        free_cores = min(m.free_cores, _free_cores(meter) or m.free_cores)
+        m = replace(m, free_cores=free_cores)
+        if free_cores < CROWDED_BY_OTHERS * m.cores:
+            notes.append(
+                f"{m.cores} cores do the work of {free_cores:.2g} free ones, as other programs use this machine: "
+                "all rates are too low, and rates measured at different times are not comparable"
+            )
+    return m, notes
+
+
+def _free_cores(meter: Meter) -> float | None:
+    """The number of cores that are free for this rank while all ranks are busy; None with a GPU, where it does not
+    matter."""
+    if meter.ranks.device.type != "cpu":
+        return None
+    meter.ranks.barrier()
+    with meter.console.phase("trying the cores", 1):
+        return min(meter.ranks.gather_objects(count_free_cores(build.share_of_cores(meter.ranks))))
+
+
+def _loaders(meter: Meter, m: Measured) -> dict[int, float]:
+    """Rates of the loader alone with 1, 2, 4, ... workers, up to the number of cores, until it is `KEEPS_UP` times as
+    fast as the model."""
+    counts = sorted({1, m.cores, *(2**n for n in range(10) if 2**n <= m.cores)} - {m.workers})
+    rates = dict(m.loaders)
+    for workers in counts:
+        base, variant = partial(meter.new_loader, m.workers), partial(meter.new_loader, workers)
+        rates[workers] = m.loader * meter.gain(base, variant)
+        if rates[workers] >= KEEPS_UP * m.compute and workers >= m.workers:
+            break
+    return rates
+
+
+def _threaded(meter: Meter, phase: PhaseSteps, batch: Batch, m: Measured) -> dict[int, float]:
+    """Rates of the model alone with other numbers of threads, on a CPU."""
+    if m.device != "cpu":
+        return {}
+    counts = {1, m.cores // 2, m.cores - m.workers, m.cores} - {m.threads}
+    base, rates = partial(meter.compute, phase, batch), {}
+    for threads in sorted(count for count in counts if 1 <= count <= m.cores):
+        variant = partial(meter.compute, phase, batch, f", {build.pluralize(threads, 'thread')}")
+        rates[threads] = m.compute * meter.gain(base, partial(_with_threads, threads, variant))
+    return rates
+
+
+def _with_threads(count: int, measure: Callable[[], Timed]) -> Timed:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        return measure()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _computes(meter: Meter, phase: PhaseSteps, batch: Batch, m: Measured) -> tuple[dict[str, float], list[str]]:
+    """Rates of the model alone with other settings that do not change the model, and notes on those not tried."""
+    trainer, ranks, notes = meter.cfg.trainer, meter.ranks, []
+    variants: dict[str, Callable[[], Timed]] = {}
+    if trainer.precision == "fp32":
+        in_bf16 = phase.variant(autocast=autocast(ranks, "bf16"))
+        variants["trainer.precision=bf16"] = partial(meter.compute, in_bf16, batch, ", bf16")
+    if m.free_memory is None or m.free_memory > HALF_FREE:
+        twice = f"trainer.batch_size={2 * trainer.batch_size}"
+        if trainer.accumulation > 1 and trainer.accumulation % 2 == 0:
+            twice = f"trainer.accumulation={trainer.accumulation // 2}"
+        variants[twice] = partial(meter.compute, phase, doubled(batch), ", twice the micro-batch")
+    else:
+        notes.append(f"a larger batch was not tried: {m.free_memory:.0%} of the GPU's memory is free at the peak")
+    wanted = ranks.device.type == "cuda" if meter.cfg.compile_trial is None else meter.cfg.compile_trial
+    if wanted and not trainer.compile:
+        compiled = phase.variant(forward=torch.compile(phase.phase.forward))
+        variants["trainer.compile=true"] = partial(meter.compute, compiled, batch, ", compiled")
+    base, rates = partial(meter.compute, phase, batch), {}
+    for setting, variant in variants.items():
+        try:
+            rates[setting] = m.compute * meter.gain(base, variant)
+        except (RuntimeError, TorchDynamoException) as error:
+            if setting != "trainer.compile=true":
+                raise
+            # There is no C++ compiler, or torch.compile does not support the model
+            notes.append(f"{setting} was tried and fails: {str(error).splitlines()[0]}")
+    return rates, notes
+
+
+def try_prepared(cfg: DictConfig, meter: Meter) -> tuple[Prepared | None, list[str]]:
+    """Measures how much faster a prepared copy is read, or returns notes why it was not tried. This process alone reads
+    a few videos, of an existing copy or of one that is made for the trial."""
+    train = meter.data.train
+    if train.columns.sources is not None:
+        return None, ["a prepared copy was not tried: the dataset is a mixture"]
+    if cfg.clip.resize != ANTIALIASED:
+        return None, [f"a prepared copy was not tried: clip.resize={cfg.clip.resize} needs the original files"]
+    few = train.subset(np.random.default_rng(0).permutation(len(train))[:VIDEOS].tolist())
+    parent = prepared_folder(cfg.data_root, cfg.dataset.name, "any").parent
+    for description in sorted(parent.glob("*/prepared.json")):
+        try:
+            copies = PreparedCopy.open(description.parent).redirect(few)
+        except UserError:  # the copy is of other videos, or incomplete
+            continue
+        return Prepared(description.parent.name, reading_gain(cfg, few, copies, meter.console), exists=True), []
+    settings = PrepareConfig()
+    short_side = max(settings.short_side, -(-8 * min(build.clip_size(cfg)) // 14) * 2)
+    encode = EncodeSettings(short_side, settings.gop, settings.b_frames, settings.crf, settings.preset)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [str(Path(folder) / f"{number}.mp4") for number in range(len(few))]
+        with meter.console.phase("preparing a few videos", len(few)):
+            for number, (source, path) in enumerate(zip(few.paths, paths, strict=True), start=1):
+                job = prepare_file(Job(source, Path(path), encode, few.frame_rate))
+                if job.cause or job.refusal:
+                    return None, [f"a prepared copy was not tried: {job.cause or job.refusal}"]
+                meter.console.advance(number, {})
+        gain = reading_gain(cfg, few, few.with_paths(paths), meter.console)
+    return Prepared(f"short{short_side}_gop{settings.gop}", gain, exists=False), []

@@ -1,4 +1,4 @@
-"""Measures a run: its training steps with their parts, the loader alone, and the model alone.
+"""Measures a run: its training steps with their parts, the loader alone, the model alone, and the free processor cores.
 
 A step is `vidtrain.training.loop.train_step` itself, without the log, validation and checkpoints that a run has between
 its steps. All ranks measure at the same time, as they share cores and disks in training.
@@ -6,6 +6,8 @@ its steps. All ranks measure at the same time, as they share cores and disks in 
 
 import copy
 import itertools
+import multiprocessing
+import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -20,8 +22,10 @@ from torch import Tensor, nn
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.config.references import to_phases
+from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.loading.dataset import Batch, StoreUse
 from vidtrain.data.loading.loaders import PREFETCH
+from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError
 from vidtrain.evaluation.views import view_table
 from vidtrain.models.classifier import VideoClassifier
@@ -32,7 +36,7 @@ from vidtrain.tracking.run_log import NullRunLog
 from vidtrain.training.distributed import Ranks, autocast
 from vidtrain.training.loop import train_step
 from vidtrain.training.phases import Phase, TrainState
-from vidtrain.training.profiling import PARTS, StepClock, peak_memory, reset_peak
+from vidtrain.training.profiling import PARTS, StepClock
 from vidtrain.training.run import Console, Run
 from vidtrain.training.stages import check_phases, prepare_batch_norm, set_train_mode
 from vidtrain.training.validation import kept_average
@@ -41,6 +45,7 @@ Advance = Callable[[int], object]  # takes the number of steps, or batches, so f
 Batches = Iterator[Batch]
 ENDLESS = 2**40  # number of steps of a loader that never ends
 ALONE_SECONDS = 1.5  # duration of each measurement of the loader alone or the model alone
+READINGS = 3  # number of readings of the sources and of the copies, taking turns
 
 
 def changed(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
@@ -159,6 +164,19 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def doubled(batch: Batch) -> Batch:
+    """A batch with all samples of `batch` twice."""
+
+    def twice(values: Tensor) -> Tensor:
+        both = torch.cat([values, values])
+        return both.pin_memory() if values.is_pinned() else both
+
+    clips, labels, indices, seeds = (
+        twice(values) for values in (batch.clips, batch.labels, batch.indices, batch.seeds)
+    )
+    return batch._replace(clips=clips, labels=labels, indices=indices, seeds=seeds)
+
+
 # --- numbers ----------------------------------------------------------------------------------------------
 
 
@@ -203,6 +221,31 @@ def store_use(by_rank: Sequence[Timed]) -> dict[str, float] | None:
         "requests_per_clip": requests / clips,
         "mb_per_clip": sum(use.bytes for use in uses) / clips / 1e6,
     }
+
+
+def count_free_cores(processes: int, seconds: float = 0.4, rounds: int = 3) -> float:
+    """How many times as much work `processes` busy processes do at once as one alone: the median of `rounds`.
+
+    It is their number if each has a core to itself, and less if other programs use the machine, or if hardware threads
+    share a core.
+    """
+    if processes == 1:
+        return 1.0
+    with multiprocessing.get_context("fork").Pool(processes) as pool:  # forking takes only milliseconds
+        ratios = []
+        for _ in range(rounds):
+            alone = pool.apply(_sums_within, (seconds,))
+            ratios.append(sum(pool.map(_sums_within, [seconds] * processes, chunksize=1)) / alone)
+    return min(float(processes), max(1.0, statistics.median(ratios)))
+
+
+def _sums_within(seconds: float) -> int:
+    """How many times a small sum is computed within `seconds`."""
+    done, end = 0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        sum(range(2000))
+        done += 1
+    return done
 
 
 # --- a run and its variants -------------------------------------------------------------------------------
@@ -314,44 +357,23 @@ class Meter:
             yield lambda done: self.console.advance(done, {}) if done <= total else None
 
 
-def measure(meter: Meter, phase: PhaseSteps) -> tuple[dict[str, Any], Batch]:
-    """Measures the run with its own settings: the model alone, the loader alone, and training steps, taking turns.
-
-    Returns the results, whose times are those of the slowest rank, and the batch on which the model alone ran."""
-    cfg, ranks = meter.cfg, meter.ranks
-    with meter.batches(meter.workers) as batches:
-        batch = next(batches)
-    nothing = Timed([], 0, 0.0)
-    compute, loader, timed = nothing, nothing, nothing
-    reset_peak(ranks.device)
-    for count in (cfg.steps // 2, cfg.steps - cfg.steps // 2):
-        # The model runs while no workers do. The loader's measurement takes all that was read ahead, so that the steps
-        # after it begin without batches in store
-        compute += meter.compute(phase, batch)
-        with meter.batches(meter.workers) as batches:
-            loader += meter.loader(meter.workers, batches)
-            timed += meter.steps(phase, batches, count)
-            memory = ranks.gather_objects(peak_memory(ranks.device))
-    by_rank = ranks.gather_objects(summarize(timed.parts))
-    slowest = slowest_rank(by_rank)
-    seconds = max(ranks.gather_objects(timed.seconds)) / cfg.steps
-    copied = sum(value.nbytes for value in batch if isinstance(value, Tensor)) * cfg.trainer.accumulation
-    on_gpu = ranks.device.type == "cuda"
-    return {
-        "slowest_rank": slowest,
-        "parts": by_rank[slowest],
-        "by_rank": by_rank,
-        "seconds_per_step": seconds,
-        "steps_per_s": 1 / seconds,
-        "clips_per_s": meter.rate(timed),
-        "clips_per_step": sum(ranks.gather_objects(timed.clips)) / cfg.steps,
-        "alone": {
-            "compute": meter.rate(compute),
-            "loader": meter.rate(loader),
-            "transfer_bytes_per_s": copied / by_rank[slowest]["transfer"]["mean"] if on_gpu else None,
-        },
-        "faults": sum(ranks.gather_objects(int(phase.phase.sums.faults))),
-        "memory": memory,
-        "store": store_use(ranks.gather_objects(loader)),
-        "evaluation_videos_per_s": meter.evaluation(phase),
-    }, batch
+def reading_gain(cfg: DictConfig, sources: Manifest, copies: Manifest, console: Console) -> float:
+    """How many times as fast the clips of `copies` are read as those of `sources`, by medians of alternate readings."""
+    alone = {"trainer.num_workers": 0, "trainer.batch_size": len(sources), "trainer.accumulation": 1}
+    reading = build_data.Reading(VideoIndex(None, cfg.data.max_pixels, cfg.clip.sample_aspect), None)
+    this_process = Ranks(torch.device("cpu"))
+    streams = []
+    for manifest in (sources, copies):
+        make, _ = build_data.train_batches(changed(cfg, alone), manifest, reading, this_process)
+        streams.append(iter(make(0, READINGS + 1)))
+    seconds: tuple[list[float], list[float]] = ([], [])
+    with console.phase("reading them", READINGS):
+        for number in range(READINGS + 1):
+            for stream, times in zip(streams, seconds, strict=True):
+                started = time.perf_counter()
+                next(stream)
+                times.append(time.perf_counter() - started)
+            console.advance(number, {})
+    # The first reading is left out, as it also indexes the files
+    before, after = (statistics.median(times[1:]) for times in seconds)
+    return before / after

@@ -1,25 +1,30 @@
-"""The report of a benchmark: settings and device, FLOPs, the estimated time of a whole run, and the tables."""
+"""The results of a benchmark: settings, rates, FLOPs, estimated time of a whole run, tables, and a proof of advice."""
 
 import math
 import re
+import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vidtrain.benchmarking.measure import Meter, PhaseSteps, changed
+from vidtrain.benchmarking.advice import Advice, Measured
+from vidtrain.benchmarking.measure import Meter, PhaseSteps, Timed, changed, slowest_rank, store_use, summarize
 from vidtrain.build import parts as build
 from vidtrain.config.references import settled
+from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.loading.samplers import every_for
 from vidtrain.models.classifier import ManyHeads
+from vidtrain.runs.assemble import open_data
 from vidtrain.runs.frozen_encoder import heads_of
 from vidtrain.tracking.console import format_seconds
 from vidtrain.training.distributed import PRECISIONS
 from vidtrain.training.process import cores
+from vidtrain.training.profiling import peak_memory, reset_peak
 from vidtrain.training.run import Console, Run
 from vidtrain.training.schedules import steps
 from vidtrain.training.stages import apply_phase, lora_of
@@ -88,6 +93,52 @@ def describe_model(meter: Meter, phase: PhaseSteps, clips_per_s: float) -> dict[
             "share_of_matmul": per_second / product,
         },
     }
+
+
+# --- measurements -----------------------------------------------------------------------------------------
+
+
+def measure_run(meter: Meter, phase: PhaseSteps) -> tuple[dict[str, Any], Batch]:
+    """Measures the run with its own settings: the model alone, the loader alone, and training steps, taking turns.
+
+    Returns the results, whose times are those of the slowest rank, and the batch on which the model alone ran."""
+    cfg, ranks = meter.cfg, meter.ranks
+    with meter.batches(meter.workers) as batches:
+        batch = next(batches)
+    nothing = Timed([], 0, 0.0)
+    compute, loader, timed = nothing, nothing, nothing
+    reset_peak(ranks.device)
+    for count in (cfg.steps // 2, cfg.steps - cfg.steps // 2):
+        # The model runs while no workers do. The loader's measurement takes all that was read ahead, so that the steps
+        # after it begin without batches in store
+        compute += meter.compute(phase, batch)
+        with meter.batches(meter.workers) as batches:
+            loader += meter.loader(meter.workers, batches)
+            timed += meter.steps(phase, batches, count)
+            memory = ranks.gather_objects(peak_memory(ranks.device))
+    by_rank = ranks.gather_objects(summarize(timed.parts))
+    slowest = slowest_rank(by_rank)
+    seconds = max(ranks.gather_objects(timed.seconds)) / cfg.steps
+    copied = sum(value.nbytes for value in batch if isinstance(value, Tensor)) * cfg.trainer.accumulation
+    on_gpu = ranks.device.type == "cuda"
+    return {
+        "slowest_rank": slowest,
+        "parts": by_rank[slowest],
+        "by_rank": by_rank,
+        "seconds_per_step": seconds,
+        "steps_per_s": 1 / seconds,
+        "clips_per_s": meter.rate(timed),
+        "clips_per_step": sum(ranks.gather_objects(timed.clips)) / cfg.steps,
+        "alone": {
+            "compute": meter.rate(compute),
+            "loader": meter.rate(loader),
+            "transfer_bytes_per_s": copied / by_rank[slowest]["transfer"]["mean"] if on_gpu else None,
+        },
+        "faults": sum(ranks.gather_objects(int(phase.phase.sums.faults))),
+        "memory": memory,
+        "store": store_use(ranks.gather_objects(loader)),
+        "evaluation_videos_per_s": meter.evaluation(phase),
+    }, batch
 
 
 # --- tables -----------------------------------------------------------------------------------------------
@@ -168,6 +219,53 @@ def show_proof(proof: Mapping[str, Any], console: Console) -> None:
     title = f"following {proof['followed']}: clips/s, in turn"
     console.table(title, ("round", "before", "after", "times"), rows)
     console.info(f"expected {proof['expected_gain']:.2f} times as fast, measured {proof['gain']:.2f} times")
+
+
+def follow(meter: Meter, advice: Advice, rounds: int) -> dict[str, Any]:
+    """Tests `advice`: new runs without and with it take turns. Returns the clips per second of every round, and their
+    medians."""
+    changed_cfg, data = changed(meter.cfg, advice.settings), meter.data
+    if any(key.startswith(("data.", "dataset.")) for key in advice.settings):
+        data = open_data(changed_cfg, meter.ranks, meter.console)
+    other = Meter(changed_cfg, data, meter.ranks, meter.console)
+    before, after = [], []
+    for _ in range(rounds):
+        before.append(meter.run())
+        after.append(other.run())
+    return {
+        "followed": advice.text,
+        "expected_clips_per_s": advice.clips_per_s,
+        "expected_gain": advice.gain,
+        "before": before,
+        "after": after,
+        "median_before": statistics.median(before),
+        "median_after": statistics.median(after),
+        "gain": statistics.median(later / earlier for earlier, later in zip(before, after, strict=True)),
+    }
+
+
+LARGE_OPTIMIZER = 0.25  # above this share of a step's work, larger batches are suggested for the optimizer
+NO_FASTER_SETTING = {
+    "store": "no tried setting is faster. These would be: data.cache=FOLDER on a disk of this machine, from the second "
+    "epoch on, smaller videos (python -m vidtrain.prepare), or a store that is nearer",
+    "decoding": "no tried setting is faster. These would be: fewer frames to decode (clip.frame_step, clip.frames), "
+    "clip.repeated_augmentation=2, which trains on each decoded clip twice, smaller videos, or more cores",
+    "cores": "no tried setting is faster, as all cores are busy. More cores or a smaller model would be",
+    "transfer": "clips are already copied as uint8 from page-locked memory; fewer or smaller frames (clip) would help",
+    "balanced": "loader and model are equally fast: a faster run needs both a faster loader and a faster model",
+    "compute": "no tried setting is faster. A smaller model, smaller clips or another device would be",
+}
+
+
+def nothing_to_change(m: Measured, bound: str) -> str:
+    """A hint for a run that no tried setting makes faster."""
+    share = m.parts["optimizer"] / (sum(m.parts.values()) - m.parts["load"])
+    if bound == "compute" and share > LARGE_OPTIMIZER:
+        return (
+            f"the optimizer takes {share:.0%} of a step's work, which a larger trainer.batch_size would spread over "
+            "more clips"
+        )
+    return NO_FASTER_SETTING[bound]
 
 
 # --- FLOPs ------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,7 +19,7 @@ SCORES = ("balanced_accuracy", *(f"{ratio}_{mean}" for ratio in RATIOS for mean 
 MEANS = ("top1", "top5", "exact_match")
 RESAMPLED = (*MEANS, *SCORES)  # metrics that can be computed from predictions.csv; the others get no interval
 
-MOST_DRAWN = 1000  # up to this number of classes, each is resampled with its own draws
+MOST_DRAWN = 1000  # with more classes, those whose videos change alike share their draws
 
 Interval = tuple[float, float]
 
@@ -78,19 +78,19 @@ class Comparison:
     """
 
     metric: str
-    shared: int  # number of videos
-    units: int  # number of units that were resampled: groups of videos, or videos
-    relabeled: int  # number of videos left out, as their labels differ between runs
-    unshared: list[int]  # for each run, number of videos that not all other runs have
-    below_folders: bool  # whether videos were matched by their paths below the runs' folders of videos
     of_baseline: list[float]  # the metric of each run of the baseline
     of_other: list[float]
     difference: float
     interval: Interval | None
     interval_with_seeds: Interval | None
-    pairs: list[Pair]
-    classes: list[ClassChange]
-    videos: list[Video]
+    shared: int = 0  # number of videos
+    units: int = 0  # number of units that were resampled: groups of videos, or videos
+    relabeled: int = 0  # number of videos left out, as their labels differ between runs
+    unshared: list[int] = field(default_factory=list)  # for each run, number of videos that not all other runs have
+    below_folders: bool = False  # whether videos were matched by their paths below the runs' folders of videos
+    pairs: list[Pair] = field(default_factory=list)
+    classes: list[ClassChange] = field(default_factory=list)
+    videos: list[Video] = field(default_factory=list)
 
     @property
     def widest(self) -> Interval | None:
@@ -154,22 +154,7 @@ def compare_over_seeds(
     if min(len(first), len(second)) > 1:
         noise = seed_noise(second, draws, rng) - seed_noise(first, draws, rng)
         interval = percentile_interval(difference + noise, confidence)
-    return Comparison(
-        metric=metric,
-        shared=0,
-        units=0,
-        relabeled=0,
-        unshared=[],
-        below_folders=False,
-        of_baseline=list(baseline),
-        of_other=list(other),
-        difference=difference,
-        interval=None,
-        interval_with_seeds=interval,
-        pairs=[],
-        classes=[],
-        videos=[],
-    )
+    return Comparison(metric, list(baseline), list(other), difference, None, interval)
 
 
 def _difference(by_run: np.ndarray, n: int) -> np.ndarray:
@@ -183,8 +168,8 @@ def _observe(shared: Aligned, metric: str, draws: int, rng: np.random.Generator)
         hits = shared.top5 if metric == "top5" else shared.correct
         return hits.mean(axis=1), resampled_means(hits, shared.groups, draws, rng)
     units = np.arange(len(shared.paths)) if shared.groups is None else shared.groups
-    marks = (metric, shared.labels, shared.predictions, len(shared.classes))
-    return scores(*marks, np.ones((1, len(units))))[0], resampled_scores(*marks, units, draws, rng)
+    codes = (metric, shared.labels, shared.predictions, len(shared.classes))
+    return scores(*codes, np.ones((1, len(units))))[0], resampled_scores(*codes, units, draws, rng)
 
 
 def class_changes(
@@ -193,7 +178,7 @@ def class_changes(
     """A row for every class that has labeled videos; the first `n` runs are the baseline's."""
     k, changes = len(shared.classes), []
     labeled = _videos_by_class(shared.labels, k)
-    predicted = [_videos_by_class(marks, k) for marks in shared.predictions]
+    predicted = [_videos_by_class(codes, k) for codes in shared.predictions]
     means_by_change: dict[tuple[bytes, ...], np.ndarray] = {}
 
     def resample(change: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
@@ -237,9 +222,9 @@ def class_changes(
     return changes
 
 
-def _videos_by_class(marks: np.ndarray, k: int) -> list[np.ndarray]:
-    """For each of k classes, the indices of the videos in `marks`, which are video * k + class."""
-    videos, classes = np.divmod(marks, k)
+def _videos_by_class(codes: np.ndarray, k: int) -> list[np.ndarray]:
+    """For each of k classes, the indices of the videos in `codes`, which are video * k + class."""
+    videos, classes = np.divmod(codes, k)
     order = np.argsort(classes, kind="stable")
     return np.split(videos[order], np.searchsorted(classes[order], np.arange(1, k)))
 
@@ -289,9 +274,9 @@ def scores(
     `predictions` are sorted numbers video * k + class, one for each label of a video."""
     labeled = _sum_by_class(weights, labels, k)
     columns = []
-    for marks in predictions:
-        hits = _sum_by_class(weights, np.intersect1d(marks, labels, assume_unique=True), k)
-        columns.append(_score(metric, hits, labeled, _sum_by_class(weights, marks, k)))
+    for codes in predictions:
+        hits = _sum_by_class(weights, np.intersect1d(codes, labels, assume_unique=True), k)
+        columns.append(_score(metric, hits, labeled, _sum_by_class(weights, codes, k)))
     return np.stack(columns, axis=1)
 
 
@@ -314,9 +299,9 @@ def resampled_scores(
     )
 
 
-def _sum_by_class(weights: np.ndarray, marks: np.ndarray, k: int) -> np.ndarray:
-    """For each of k classes, the sum [b k] of the `weights` [b v] of the videos that `marks` give the class."""
-    videos, classes = np.divmod(marks, k)
+def _sum_by_class(weights: np.ndarray, codes: np.ndarray, k: int) -> np.ndarray:
+    """For each of k classes, the sum [b k] of the `weights` [b v] of the videos whose `codes` name the class."""
+    videos, classes = np.divmod(codes, k)
     order = np.argsort(classes, kind="stable")
     present, starts = np.unique(classes[order], return_index=True)
     sums = np.zeros((len(weights), k))

@@ -73,7 +73,7 @@ def swept(
         ):
             kept[key] = row
     for name, rows in followers.items():
-        kept[name] = _name_alike(choices[name], rows)
+        kept[name] = _option_names(choices[name], rows)
     return {**{name: kept[name] for name in choices if name in kept}, **kept}
 
 
@@ -89,14 +89,14 @@ def _follows(row: Sequence[Any], options: Sequence[Any]) -> bool:
     return len(pairs) == len(set(_texts(options)))
 
 
-def _name_alike(options: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[Any]:
+def _option_names(options: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[Any]:
     """The option of each run. Runs with equal settings get the same one, preferably one that an override names."""
-    alike = list(zip(*map(_texts, rows), strict=True))
+    run_settings = list(zip(*map(_texts, rows), strict=True))
     names: dict[tuple[str, ...], Any] = {}
-    for settings, option in zip(alike, options, strict=True):
+    for settings, option in zip(run_settings, options, strict=True):
         if settings not in names or names[settings] == UNNAMED:
             names[settings] = option
-    return [names[settings] for settings in alike]
+    return [names[settings] for settings in run_settings]
 
 
 def recipes(
@@ -177,7 +177,7 @@ class Study:
     recipes: Sequence[Recipe]
     keys: Mapping[str, Sequence[Any]]  # the swept keys, with every run's value
     baseline: Recipe
-    alike: Sequence[Recipe]  # recipes that may be compared with the baseline, which is one of them
+    comparable: Sequence[Recipe]  # recipes that may be compared with the baseline, which is one of them
     metric: str
     tested: str  # the metric whose intervals are computed, as it follows from predictions.csv
 
@@ -204,12 +204,12 @@ def study_of(runs: Sequence[Run], settings: CompareConfig) -> Study:
         tested = metric
     else:
         tested = "exact_match" if kind.several else "top1"
-    alike = [
+    comparable = [
         recipe
         for recipe in grouped
         if (other := runs[recipe.runs[0]].kind) == kind or (settings.across_protocols and other.several == kind.several)
     ]
-    return Study(settings, runs, grouped, keys, baseline, alike, metric, tested)
+    return Study(settings, runs, grouped, keys, baseline, comparable, metric, tested)
 
 
 def _metric(runs: Sequence[Run], wanted: str | None) -> str:

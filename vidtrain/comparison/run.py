@@ -45,7 +45,7 @@ def compare_runs(
     baseline that is none of the runs.
     """
     study = study_of(runs, settings)
-    others = [recipe for recipe in study.alike if recipe is not study.baseline]
+    others = [recipe for recipe in study.comparable if recipe is not study.baseline]
     comparisons: dict[int, Comparison] = {}
     with console.phase("comparing", len(others)):
         for done, other in enumerate(others, start=1):
@@ -248,7 +248,7 @@ def _on_protocols(study: Study) -> Iterator[str]:
             "evaluate their checkpoints again with python -m vidtrain.evaluate, or set across_protocols=true."
         )
         yield f"The runs were evaluated in different ways: {listed}. {consequence}"
-    if len(study.alike) == 1 and len(study.recipes) > 1:
+    if len(study.comparable) == 1 and len(study.recipes) > 1:
         yield "No other recipe was evaluated like the baseline, so there is no comparison."
 
 
@@ -264,7 +264,7 @@ def _on_objectives(study: Study) -> Iterator[str]:
 
 
 def _on_videos(study: Study, comparisons: Comparisons) -> Iterator[str]:
-    numbers = [recipe.number for recipe in study.alike if recipe is not study.baseline]
+    numbers = [recipe.number for recipe in study.comparable if recipe is not study.baseline]
     disjoint = [number for number in numbers if number not in comparisons]
     if disjoint and not study.of_pretraining:
         yield f"No video is shared with the baseline by {_list_recipes(disjoint)}."
@@ -327,7 +327,7 @@ def _on_seeds(study: Study, comparisons: Comparisons) -> Iterator[str]:
         over = f", repeated over {repeated}" if repeated else ""
         advice = " To compare its runs with each other, set repeats=[]." if repeated else ""
         yield f"All runs are one recipe{over}.{advice}"
-    once = [recipe.number for recipe in study.alike if len(recipe.runs) == 1]
+    once = [recipe.number for recipe in study.comparable if len(recipe.runs) == 1]
     if once and comparisons:
         covered = (
             "What another seed would give is not known, so their differences have no interval."

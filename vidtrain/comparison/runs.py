@@ -14,8 +14,7 @@ from vidtrain.files.escaping import first_lines
 from vidtrain.runs.attempts import DIVERGED, OUT_OF_MEMORY, PRUNED, last_step, read_outcome
 from vidtrain.runs.attempts import FAILED as FAULTY
 from vidtrain.runs.folder import CHANGES, FAILED, finished, stored_settings
-from vidtrain.sweeps.record import SWEEP, TRIAL, SweepRecord
-from vidtrain.sweeps.status import shortened
+from vidtrain.sweeps.record import SWEEP, TRIAL, SweepRecord, shortened
 from vidtrain.tracking.run_log import each_metric
 
 if TYPE_CHECKING:  # so that --help does not wait for the import of numpy
@@ -81,7 +80,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRuns:
     """Folders of finished runs, folders of runs that were left out with the reason, and folders of sweeps."""
 
     runs: list[Path]
@@ -89,7 +88,7 @@ class Found:
     sweeps: list[Path]
 
 
-def find_runs(places: Sequence[str]) -> Found:
+def find_runs(places: Sequence[str]) -> FoundRuns:
     """The finished runs in `places`: run folders, folders that hold some at any depth, or glob patterns of these. An
     unfinished run is left out if a folder or a pattern led to it. Raises one `UserError` for all faults: a place that
     is absent or holds no run, or an unfinished run that is itself one of `places`."""
@@ -109,12 +108,12 @@ def find_runs(places: Sequence[str]) -> Found:
             if finished(folder):
                 runs.setdefault(folder.resolve(), folder)
             elif named_itself:
-                again = f"python -m vidtrain.train {quoted('run_dir', str(folder))}"
-                faults.append(f"{folder}: {_progress(folder)}; finish it with {again}, or leave it out")
+                command = f"python -m vidtrain.train {quoted('run_dir', str(folder))}"
+                faults.append(f"{folder}: {_progress(folder)}; finish it with {command}, or leave it out")
             else:
                 left_out[folder] = _progress(folder)
     _raise_all(faults)
-    return Found(list(runs.values()), list(left_out.items()), sweeps)
+    return FoundRuns(list(runs.values()), list(left_out.items()), sweeps)
 
 
 def _runs_below(folder: Path, sweeps: list[Path]) -> list[Path]:
@@ -205,7 +204,7 @@ def _evaluation(folder: Path, name: str) -> tuple[dict[str, Any], "Predictions"]
 
 
 def _evaluation_without_labels(folder: Path, summary: dict[str, Any], split: str | None) -> dict[str, Any]:
-    """The like of a run of pretraining, whose only evaluation is in its summary."""
+    """The content of metrics.json for a run of pretraining, whose only evaluation is in its summary."""
     if split is not None:
         raise UserError(f"{folder} is a run of pretraining, which has no evaluation {split}; leave out split=")
     from vidtrain.evaluation.metrics import UNLABELED
@@ -215,8 +214,8 @@ def _evaluation_without_labels(folder: Path, summary: dict[str, Any], split: str
 
 
 def read_all(folders: Sequence[Path], split: str | None, advance: Callable[[int], None]) -> list[Run]:
-    """Reads all runs (`read_run`). Raises one `UserError` for all that cannot be read, and one where some are of
-    pretraining and others are not."""
+    """Reads all runs (`read_run`). Raises one `UserError` for all that cannot be read, and one if only some are runs of
+    pretraining."""
     runs, faults = [], []
     for number, folder in enumerate(folders, start=1):
         try:

@@ -1,4 +1,4 @@
-"""Writes the answer to every video: rows as a table, JSON or CSV; numbers and pictures in a folder of its own."""
+"""Writes the prediction for every video: a row of a table, JSON or CSV, and its numbers and pictures in a folder."""
 
 import os
 import re
@@ -46,9 +46,9 @@ MAX_NAMED = 20  # unreadable videos that the closing message lists
 class Results:
     """The results so far, as rows. `about` describes the model and its settings.
 
-    A row is a video with its `topk` classes, the most probable first. In windows, a row is a stretch of one class. If
-    a `calibration` has thresholds, a video also has an answer, which may be `unsure`; if it has sets, the classes of
-    its prediction set.
+    A row is a video with its `topk` classes, the most probable first. With windows, a row is a segment of one class. If
+    the `calibration` has thresholds, a video also has an answer, which may be `unsure`; if it has sets, a prediction
+    set.
     """
 
     about: dict[str, Any]
@@ -56,7 +56,7 @@ class Results:
     topk: int
     windows: bool
     calibration: Calibration | None = None
-    independent: bool = False  # whether classes are judged each by itself
+    independent: bool = False  # whether a sigmoid scores each class by itself
     videos: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, prediction: Prediction, segments: Sequence[Segment]) -> None:
@@ -74,18 +74,19 @@ class Results:
         self.videos.append(video)
 
     def decisions(self, probabilities: np.ndarray) -> dict[str, list[str]]:
-        """The classes that are answered, none for unsure, and those of the set, of probabilities [k]; as far as the
-        calibration has any."""
+        """The answer for probabilities [k], an empty list if unsure, and the prediction set, as far as the calibration
+        has thresholds and sets."""
         if self.calibration is None:
             return {}
         numbers = {
             "answer": self.calibration.answers(probabilities, self.independent),
             "set": self.calibration.set_of(probabilities),
         }
-        return {key: [self.classes[k] for k in own] for key, own in numbers.items() if own is not None}
+        return {key: [self.classes[k] for k in indices] for key, indices in numbers.items() if indices is not None}
 
     def answer_text(self, probabilities: np.ndarray) -> str:
-        """What pictures say of probabilities [k] beside the most probable classes."""
+        """The answer and the prediction set of probabilities [k] as a text for pictures; empty without a
+        calibration."""
         decided = self.decisions(probabilities)
         if not decided:
             return ""
@@ -95,12 +96,12 @@ class Results:
         return f"{answer}; one of {', '.join(decided['set'])}" if decided["set"] else f"{answer}; empty set"
 
     @property
-    def decided(self) -> tuple[str, ...]:
-        """The columns of decisions."""
+    def decision_columns(self) -> tuple[str, ...]:
+        """The columns for `decisions`."""
         return tuple(self.decisions(np.zeros(len(self.classes))))
 
     def top(self, probabilities: np.ndarray) -> list[dict[str, Any]]:
-        """The most probable classes of probabilities [k]; of equal ones the first."""
+        """The most probable classes of probabilities [k]; among equal ones, the first comes first."""
         best = np.argsort(-probabilities, kind="stable")[: self.topk]
         return [{"class": self.classes[k], "probability": round(float(probabilities[k]), 6)} for k in best.tolist()]
 
@@ -108,14 +109,14 @@ class Results:
     def columns(self) -> tuple[str, ...]:
         if self.windows:
             return ("path", "start_s", "end_s", "class", "probability")
-        return ("path", *self.decided, *_ranked(min(self.topk, len(self.classes))))
+        return ("path", *self.decision_columns, *_ranked(min(self.topk, len(self.classes))))
 
     def rows(self, video: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """The rows of one of `videos`; numbers as they are."""
+        """The rows of one of `videos`, with unrounded numbers."""
         if self.windows:
             return [(video["path"], *part.values()) for part in video["segments"]]
-        decided = _spelled(video)
-        return [(video["path"], *decided, *(value for answer in video["top"] for value in answer.values()))]
+        decisions = _decision_cells(video)
+        return [(video["path"], *decisions, *(value for answer in video["top"] for value in answer.values()))]
 
     def as_csv(self) -> str:
         return csv_text([self.columns, *(row for video in self.videos for row in self.rows(video))])
@@ -125,26 +126,26 @@ class Results:
         return strict_json(whole, indent=2) + "\n"
 
 
-def _spelled(video: Mapping[str, Any]) -> list[str]:
+def _decision_cells(video: Mapping[str, Any]) -> list[str]:
     """The decisions on a video as cells, with ";" between classes."""
     empty = {"answer": UNSURE, "set": ""}
     return [";".join(video[key]) or nothing for key, nothing in empty.items() if key in video]
 
 
-class AsTheyCome:
-    """Writes every answer as CSV as soon as it is known: to `stream`, to the file `path`, or to both; None leaves one
-    out. A kill leaves whole rows in the file. Raises `UserError` if a row cannot be written."""
+class CsvStream:
+    """Writes every prediction as CSV as soon as it is known: to `stream`, to the file `path`, or to both; either may be
+    None. A kill leaves whole rows in the file. Raises `UserError` if a row cannot be written."""
 
     def __init__(self, results: Results, stream: TextIO | None, path: Path | None):
         self._results, self._stream, self._path = results, stream, path
         self._written = 0
         if path is not None:
-            path.unlink(missing_ok=True)  # of a call that was killed
+            path.unlink(missing_ok=True)  # left by a call that was killed
         self._file = None if path is None else Ledger(path)
         self._write(csv_text([results.columns]))
 
     def write(self) -> None:
-        """Writes the answers that came since the last call."""
+        """Writes the predictions that were added since the last call."""
         for video in self._results.videos[self._written :]:
             self._write(csv_text(self._results.rows(video)))
         self._written = len(self._results.videos)
@@ -163,8 +164,8 @@ class AsTheyCome:
             self._path.unlink()
 
 
-def partial_of(out: Path) -> Path:
-    """The file that has the answers so far, while `out` has none yet."""
+def partial_file(out: Path) -> Path:
+    """The file that holds the predictions so far, until all are written to `out`."""
     if out.suffix in (".csv", ".json"):
         return out.with_name(f"{out.stem}.partial.csv")
     return out / "predictions.partial.csv"
@@ -193,9 +194,9 @@ def show(results: Results, console: Console) -> None:
                 rows.append((name, *times, part["class"], f"{part['probability']:.1%}"))
         else:
             top = (f"{answer['class']} {answer['probability']:.1%}" for answer in video["top"])
-            rows.append((name, *_spelled(video), *top))
+            rows.append((name, *_decision_cells(video), *top))
     ranks = tuple(str(rank + 1) for rank in range(min(results.topk, len(results.classes))))
-    columns = ("", "from s", "to s", "", "mean") if results.windows else ("", *results.decided, *ranks)
+    columns = ("", "from s", "to s", "", "mean") if results.windows else ("", *results.decision_columns, *ranks)
     console.table(f"{results.about['protocol']}\n{shown(common)}", columns, rows[:MOST_SHOWN])
     if len(rows) > MOST_SHOWN:
         console.info(f"and {len(rows) - MOST_SHOWN} more rows; format=csv or out=FOLDER gives them all")
@@ -217,8 +218,8 @@ def write_results(results: Results, failures: Sequence[Failure], out: Path) -> N
 
 
 def write_logits(prediction: Prediction, classes: Sequence[str], folder: Path) -> None:
-    """logits.npz: clip_logits [w v k], logits [w k], starts and ends [w] in seconds, classes [k]. Of a video that was
-    judged as a whole w is 1, and the times mean nothing."""
+    """Writes logits.npz: clip_logits [w v k], logits [w k], starts and ends [w] in seconds, classes [k]. If a video was
+    classified as a whole, w is 1 and the times have no meaning."""
     np.savez(
         folder / "logits.npz",
         clip_logits=prediction.clip_logits,
@@ -230,12 +231,12 @@ def write_logits(prediction: Prediction, classes: Sequence[str], folder: Path) -
 
 
 def write_timeline(prediction: Prediction, results: Results, segments: Sequence[Segment], folder: Path) -> None:
-    """timeline.csv, a row a window with its most probable classes, and segments.csv."""
+    """Writes timeline.csv, a row for each window with its most probable classes, and segments.csv."""
     count = min(results.topk, len(results.classes))
     rows = [("start_s", "end_s", *_ranked(count))]
     for start, end, probabilities in zip(prediction.starts, prediction.ends, prediction.probabilities, strict=True):
         cells = [value for answer in results.top(probabilities) for value in answer.values()]
-        if np.isnan(probabilities).any():  # it could not be read
+        if np.isnan(probabilities).any():  # the window could not be read
             cells = [""] * (2 * count)
         rows.append((f"{start:.3f}", f"{end:.3f}", *cells))
     write_text_atomic(folder / "timeline.csv", csv_text(rows))
@@ -253,11 +254,11 @@ def _ranked(count: int) -> tuple[str, ...]:
 
 
 def folders_of(paths: Sequence[str], out: Path) -> dict[str, Path]:
-    """A folder below `out` for each video: its place below the folder that all share, without its suffix unless two
-    would share one."""
+    """A folder below `out` for each video: its path below the common folder of all, without the suffix unless two
+    videos would get one folder."""
     common = common_folder(paths)
     places = [relative(absolute(path), common) for path in paths]
-    if any(map(is_url, paths)):  # whose names may lead anywhere
+    if any(map(is_url, paths)):  # dots and slashes of a URL must not lead out of the folder
         places = [re.sub(r"(^|/)[./:]+(?=[/:]|$)", r"\1_", place) for place in places]
     short = [os.path.splitext(place)[0] for place in places]
     twice = {place for place, count in Counter(short).items() if count > 1}
@@ -271,8 +272,8 @@ def folders_of(paths: Sequence[str], out: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Labeling:
-    """How windows are labeled: the mean over `smooth` of them, and from which probability (`threshold`, or [k]) on;
-    `independent` where a time may have several classes."""
+    """How windows are labeled: by means over `smooth` windows that reach `threshold`, a number or [k]; `independent`
+    says whether a window may have several classes."""
 
     smooth: int
     threshold: float | np.ndarray
@@ -284,8 +285,8 @@ class Outputs:
     """Adds predictions of `reader` to `results`, and writes logits, timelines and pictures into the `folders` of the
     videos.
 
-    `labeling` is None if videos are classified as a whole. `note` says what the colors of a sheet mean, with `{}` for
-    a class. With `from_even`, an even share of heat is drawn as none.
+    `labeling` is None if videos are classified as a whole. `note` explains the colors of a sheet, with `{}` for a
+    class. With `from_even`, the mean heat is drawn as no heat.
     """
 
     results: Results
@@ -337,7 +338,7 @@ class Outputs:
                 pictures.draw_sheet(prediction, dataset, top, title, note, self.from_even, sheet)
             video = folder / "labeled.mp4"
             pictures.draw_labeled_video(prediction, dataset, top_of, name, parts, self.from_even, video)
-        except DecodeError as error:  # in a part that no clip shows: the answer stands
+        except DecodeError as error:  # in a part that no clip shows, so the prediction is valid
             cause = f"its pictures could not be drawn: {error.cause}"
             self.reader.failures.append(Failure(error.path, cause))
             self.reader.console.warn(f"{shown(error.path)}: {shown(cause)}")
@@ -346,8 +347,8 @@ class Outputs:
 def labeling(
     smooth: int, threshold: float | None, independent: bool, calibration: Calibration | None = None
 ) -> Labeling:
-    """How windows are labeled. Without a `threshold`, the calibration's count; if it has none, every answer does, or
-    with several labels a video every class that is more likely than not."""
+    """How windows are labeled. Without a `threshold`, those of the calibration apply. Without these, the threshold is
+    0, or 0.5 if a video may have several labels."""
     if threshold is not None:
         return Labeling(smooth, threshold, independent)
     if calibration is not None and calibration.thresholds is not None:
@@ -355,28 +356,30 @@ def labeling(
     return Labeling(smooth, 0.5 if independent else 0.0, independent)
 
 
-def give_answers(outputs: Outputs, predictor: Predictor, plans: Sequence[Plan], form: str, out: Path | None) -> None:
-    """Predicts, writes the results, as `form` to standard output too, and ends the program with status 1 if anything
-    could not be read."""
+def write_predictions(
+    outputs: Outputs, predictor: Predictor, plans: Sequence[Plan], form: str, out: Path | None
+) -> None:
+    """Predicts all videos, writes the results to `out` and, as `form`, to standard output. Ends the program with status
+    1 if anything could not be read."""
     results, reader, started = outputs.results, outputs.reader, time.perf_counter()
     console = reader.console
     streams = form == "csv" and not sys.stdout.isatty()  # a terminal has the progress bar
-    so_far = None if out is None else partial_of(out)
-    as_they_come = AsTheyCome(results, as_data(sys.stdout) if streams else None, so_far)
+    unfinished = None if out is None else partial_file(out)
+    csv_stream = CsvStream(results, as_data(sys.stdout) if streams else None, unfinished)
     try:
         for prediction in reader.predictions(plans, predictor, pictures=outputs.render) if plans else ():
             outputs.take(prediction)
-            as_they_come.write()
-    except BaseException:  # Ctrl-C too
-        if so_far is not None:
-            console.warn(f"ended early: the answers to {len(results.videos)} videos are in {so_far}")
+            csv_stream.write()
+    except BaseException:  # including Ctrl-C
+        if unfinished is not None:
+            console.warn(f"ended early: the predictions for {len(results.videos)} videos are in {unfinished}")
         raise
     seconds = time.perf_counter() - started
     if not streams:
         print_results(results, reader.failures, form)
     if out is not None:
         write_results(results, reader.failures, out)
-    as_they_come.close()
+    csv_stream.close()
     console.info(
         f"{len(results.videos)} of {len(reader.paths)} videos in {seconds:.1f} s with {reader.workers} reading "
         f"processes; after the first batch, {reader.clock.data_share:.0%} of the time was waiting for them"

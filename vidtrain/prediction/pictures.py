@@ -1,4 +1,4 @@
-"""Pictures of one prediction: what the model saw and where it looked, and a labeled video."""
+"""Pictures of one prediction: a sheet of the frames that the model saw with heat maps, and a labeled video."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ from vidtrain.reports.frames import (
     strip,
 )
 
-TopOf = Callable[[np.ndarray], list[dict[str, Any]]]  # the most probable of probabilities [k]
+TopOf = Callable[[np.ndarray], list[dict[str, Any]]]  # maps probabilities [k] to the most probable classes
 
 SHORT_SIDE = (240, 480)  # pixels, least and most, of labeled videos: captions need some room
 MOST_LINES = 5
@@ -47,7 +47,8 @@ BRIGHTEST = 99.5  # percentile of the heat that is drawn brightest: a single pla
 def heat_kind(
     wanted: str, heat_class: str | None, model: VideoClassifier | OnnxClassifier, clip_shape: tuple[int, int, int]
 ) -> tuple[str | None, str]:
-    """Which heat map to draw of clips [t h w], and why none. Raises `UserError` for one that the model cannot have."""
+    """The kind of heat map to draw for clips [t h w], or None and the reason. Raises `UserError` for a kind that the
+    model does not allow."""
     if wanted == "none":
         return None, "heat=none"
     kinds = kinds_of(model, *clip_shape)
@@ -66,7 +67,7 @@ def heat_kind(
 
 
 def heat_note(kind: str | None, head: nn.Module | None, heat_class: str | None, why_none: str) -> str:
-    """What the colors of a sheet mean, with `{}` for the class where it is the most probable one."""
+    """Explains the colors of a sheet, with `{}` for the most probable class unless `heat_class` is given."""
     if isinstance(head, AttentiveClassifier) and kind == "attention":
         blocks, heads = len(head.pooler.blocks), head.pooler.num_heads
         before = f", after {blocks} blocks of self-attention over all of them" if blocks else ""
@@ -84,16 +85,16 @@ def heat_note(kind: str | None, head: nn.Module | None, heat_class: str | None, 
 
 
 def _braced(text: str) -> str:
-    """Text whose braces stand for nothing else."""
+    """The text with doubled braces, as `str.format` needs them."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
 def scaled(heat: np.ndarray, from_even: bool) -> tuple[np.ndarray, float | None]:
-    """Heat as 0 to 1, float32, on one scale for all of the video, and how many times the mean 1 stands for; None where
-    there is no heat at all.
+    """Scales heat to 0 to 1, float32, with one scale for the whole video. Also returns the heat at 1 as a multiple of
+    the mean, or None if there is no heat at all.
 
-    0 is no heat or, with `from_even`, the mean: attention is nowhere 0, and what has an even share of it is not looked
-    at in particular. Then 1 is `LEAST_RISE` times the mean or more, so that what is almost even looks even.
+    0 stands for no heat or, with `from_even`, for the mean, as attention is nowhere 0. Then 1 stands for at least
+    `LEAST_RISE` times the mean, so that almost even attention looks even.
     """
     heat = heat.astype(np.float32)
     if not np.isfinite(heat).any() or np.nanmax(heat) <= 0:
@@ -116,7 +117,7 @@ def draw_sheet(
     from_even: bool,
     path: Path,
 ) -> None:
-    """sheet.png of a video that was judged as a whole. Raises `DecodeError`."""
+    """Draws sheet.png of a video that was classified as a whole. Raises `DecodeError`."""
     assert prediction.pixels is not None, "the sheet needs the pixels that the model saw"
     seen = dataset.views(prediction.chunks[0])
     video, frames = seen.video, seen.frames[0]
@@ -137,7 +138,7 @@ def draw_sheet(
             shares = sums / max(float(sums.sum()), 1e-12)
         clips.append(SeenClip(name, pixels, times[frames[clip]], None if heat is None else heat[view], shares))
     middle = frames[0][len(frames[0]) // 2 : len(frames[0]) // 2 + 1]
-    size = _even(video, SHORT_SIDE)
+    size = _even_size(video, SHORT_SIDE)
     whole = decode_views(video, [(middle, Crop(0, 0, video.width, video.height))], size)
     picture = rearrange(whole[0, :, 0].numpy(), "c h w -> h w c")
     draw_contact_sheet(path, title, note, top, picture, [_box(crop, video, size) for crop in seen.crops], clips)
@@ -152,12 +153,11 @@ def draw_labeled_video(
     from_even: bool,
     path: Path,
 ) -> None:
-    """labeled.mp4: every frame with its answer, and the heat of the clip that shows it. Raises `DecodeError`. `top_of`
-    gives the most probable classes of probabilities [k]. A video that was judged as a whole has one answer; frames that
-    lie in no clip stay as they are."""
+    """Writes labeled.mp4: every frame with its prediction, and the heat of the clip that shows it. A video that was
+    classified as a whole has one prediction; frames outside of all clips stay as they are. Raises `DecodeError`."""
     seen = dataset.views(prediction.chunks[0])
     video = seen.video
-    size = _even(video, SHORT_SIDE)
+    size = _even_size(video, SHORT_SIDE)
     times = video.timestamps - video.timestamps[0]
     heat = None if prediction.heat is None else scaled(prediction.heat, from_even)[0]
     windows = prediction.chunks[0].length is not None
@@ -208,8 +208,8 @@ def _panel(probabilities: np.ndarray, top_of: TopOf, width: int, title: str, lin
 def _with_heat(
     picture: np.ndarray, index: int, views: Views, clips: np.ndarray, heat: np.ndarray | None, size: tuple[int, int]
 ) -> np.ndarray:
-    """The picture of frame `index` with the box that the model saw, and the heat [v t h w] of the clips [n t] that
-    span it, the warmest where several do."""
+    """The picture of frame `index` with the box that the model saw, and the heat [v t h w] of the clips [n t] that span
+    it: the maximum if several do."""
     warmest: dict[Crop, np.ndarray] = {}
     spanned = False
     for number, clip in enumerate(clips):
@@ -231,8 +231,8 @@ def _with_heat(
     return picture
 
 
-def _even(video: VideoInfo, bounds: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the displayed frame with its short side brought within `bounds`, in even numbers."""
+def _even_size(video: VideoInfo, bounds: tuple[int, int]) -> tuple[int, int]:
+    """Even (height, width) of the displayed frame, scaled so that its short side lies within `bounds`."""
     short = min(video.width, video.height)
     scale = min(max(short, bounds[0]), bounds[1]) / short
     height, width = (max(2, round(side * scale / 2) * 2) for side in (video.height, video.width))

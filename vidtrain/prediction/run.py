@@ -1,4 +1,4 @@
-"""Prediction: worker processes read videos, the model classifies their clips, and each video gets an answer."""
+"""Prediction: worker processes read videos, the model classifies their clips, and each video gets a prediction."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +35,7 @@ from vidtrain.models.exporting import OnnxClassifier
 from vidtrain.models.heads import attention_map, grad_cam, tokens_and_logits
 from vidtrain.training.run import Console
 
-MEASURED_AT_ONCE = 4  # files in a batch whose lengths are found out
+LENGTH_BATCH_SIZE = 4  # files whose lengths are read in one batch
 
 
 class Failure(NamedTuple):
@@ -101,7 +101,7 @@ class Predictor:
         return fuse(clip_logits, self.model.fusion, self.independent)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Probabilities of a video's logits, calibrated where there is a calibration."""
+        """Probabilities of a video's logits, calibrated if there is a calibration."""
         if self.calibration is not None:
             logits = self.calibration.scaling(logits)
         return logits.sigmoid() if self.independent else logits.softmax(dim=-1)
@@ -109,7 +109,7 @@ class Predictor:
 
 @dataclass
 class Prediction:
-    """The answer to one video, in w windows; a video that is classified as a whole is one window.
+    """The prediction for one video, in w windows; a video that is classified as a whole is one window.
 
     `clip_logits` are float32 [w v k], `logits` and `probabilities` [w k]; rows of windows that could not be read are
     NaN. `starts` and `ends` are in seconds; for a whole video `ends` is NaN. If pictures are drawn, `heat` is float16
@@ -130,8 +130,8 @@ class Prediction:
 
 @dataclass
 class Clock:
-    """Seconds since the first batch came (`total`), and those of them spent waiting for videos (`waited`), in which
-    decoding did not keep the device busy."""
+    """Measures the seconds since the first batch (`total`), and how many of them the model waited for videos
+    (`waited`)."""
 
     waited: float = 0.0
     total: float = 0.0
@@ -156,15 +156,15 @@ class Clock:
 
 @dataclass(frozen=True)
 class Plan:
-    """A video and the chunks in which it is read. `seconds` is its length; NaN for a whole video, which needs none."""
+    """A video and the chunks in which it is read. `seconds` is its length; NaN if it is classified as a whole."""
 
     path: str
     chunks: tuple[Chunk, ...]
     seconds: float = float("nan")
 
 
-class Judged(NamedTuple):
-    """The answers to a chunk of m windows: clip logits [m v k], heat, and the pixels of a whole video."""
+class ChunkOutput(NamedTuple):
+    """The model's output for a chunk of m windows: clip logits [m v k], heat, and the pixels of a whole video."""
 
     logits: Tensor
     heat: Tensor | None
@@ -222,7 +222,7 @@ class Reader:
         videos = self.videos
         quarantine = Quarantine(None, "predict")
         dataset = LengthDataset(self.paths, videos.index, videos.manifest.frame_rate, quarantine)
-        tasks = tasks_of([1] * len(self.paths), MEASURED_AT_ONCE)
+        tasks = tasks_of([1] * len(self.paths), LENGTH_BATCH_SIZE)
         loader = eval_loader(dataset, tasks, self.workers, False, self.decode_timeout_s)
         with self.console.phase("looking at lengths", len(tasks)):
             for number, batch in enumerate(loader, start=1):
@@ -235,15 +235,17 @@ class Reader:
     def predictions(self, plans: Sequence[Plan], predictor: Predictor, pictures: bool) -> Iterator[Prediction]:
         """Yields the prediction of every video of which any part can be read, in order, as soon as it is known."""
         chunks = [chunk for plan in plans for chunk in plan.chunks]
-        judged = self._judged(WindowDataset(self.videos, chunks), predictor, keep_pixels=pictures)
+        outputs = self._chunk_outputs(WindowDataset(self.videos, chunks), predictor, keep_pixels=pictures)
         for plan in plans:
-            parts = [next(judged) for _ in plan.chunks]
+            parts = [next(outputs) for _ in plan.chunks]
             if any(parts):
                 yield _joined(plan, parts, predictor)
-        next(judged, None)  # the bar reaches its end, and the clock stops
+        next(outputs, None)  # ends the progress bar and stops the clock
 
-    def _judged(self, dataset: WindowDataset, predictor: Predictor, keep_pixels: bool) -> Iterator[Judged | None]:
-        """Every chunk in order; None where it could not be read."""
+    def _chunk_outputs(
+        self, dataset: WindowDataset, predictor: Predictor, keep_pixels: bool
+    ) -> Iterator[ChunkOutput | None]:
+        """Yields the output for every chunk in order; None if it could not be read."""
         sizes = [len(chunk.starts) for chunk in dataset.chunks]
         tasks = tasks_of(sizes, self.batch_size)
         if isinstance(self.videos.geometry, WholeFrame):  # frames of any shape do not stack
@@ -267,7 +269,7 @@ class Reader:
                     row = rows.stop
                     keep = keep_pixels and dataset.chunks[index].length is None
                     pixels = batch.clips[rows] if keep else None
-                    yield Judged(logits[rows], None if heat is None else heat[rows].half(), pixels)
+                    yield ChunkOutput(logits[rows], None if heat is None else heat[rows].half(), pixels)
                 done += sum(sizes[index] for index in indices)
                 self.console.advance(done, {"waiting for videos": f"{self.clock.data_share:.0%}"})
 
@@ -281,7 +283,7 @@ class Reader:
             self.console.warn(f"{shown(fault.path)}{part}: {shown(fault.cause)}")
 
 
-def _joined(plan: Plan, parts: Sequence[Judged | None], predictor: Predictor) -> Prediction:
+def _joined(plan: Plan, parts: Sequence[ChunkOutput | None], predictor: Predictor) -> Prediction:
     """The chunks of one video side by side; windows that could not be read have rows of NaN."""
     example = next(part for part in parts if part is not None)
 
@@ -324,8 +326,8 @@ class Segment(NamedTuple):
 
 
 def smoothed(probabilities: np.ndarray, width: int) -> np.ndarray:
-    """The mean of each row of `probabilities` [w k] with up to `width` // 2 on either side; NaN rows stay, and count in
-    none."""
+    """The mean of each row of `probabilities` [w k] with up to `width` // 2 rows on either side. NaN rows stay NaN, and
+    no mean includes them."""
     if width == 1:
         return probabilities
     known = ~np.isnan(probabilities[:, :1])
@@ -333,16 +335,16 @@ def smoothed(probabilities: np.ndarray, width: int) -> np.ndarray:
     reach = min(width // 2, len(probabilities) - 1)
     sums, counts = np.zeros_like(filled), np.zeros_like(filled[:, :1])
     for shift in range(-reach, reach + 1):
-        into = slice(max(0, -shift), len(filled) - max(0, shift))
-        of = slice(max(0, shift), len(filled) - max(0, -shift))
-        sums[into] += filled[of]
-        counts[into] += known[of]
+        target = slice(max(0, -shift), len(filled) - max(0, shift))
+        source = slice(max(0, shift), len(filled) - max(0, -shift))
+        sums[target] += filled[source]
+        counts[target] += known[source]
     return np.where(known, sums / np.maximum(counts, 1), np.nan)
 
 
 def window_edges(starts: np.ndarray, ends: np.ndarray, seconds: float) -> np.ndarray:
-    """Windows may overlap, or leave gaps: window i has the time from edge i to edge i + 1, halfway to the centers of
-    its neighbors; float64 [w + 1], from 0 to the video's end."""
+    """Edges float64 [w + 1] between windows, from 0 to the video's end. Windows may overlap or leave gaps, so an edge
+    lies halfway between the centers of two neighbors."""
     centers = (starts + ends) / 2
     return np.concatenate([[0.0], (centers[1:] + centers[:-1]) / 2, [seconds]])
 
@@ -350,19 +352,19 @@ def window_edges(starts: np.ndarray, ends: np.ndarray, seconds: float) -> np.nda
 def segments(
     probabilities: np.ndarray, edges: np.ndarray, threshold: float | np.ndarray, independent: bool
 ) -> list[Segment]:
-    """Adjacent windows with the same answer as one, in order of time. The answer of a window is its most probable
-    class, if that has the probability `threshold` or more, one for all classes or [k]; where classes are judged
-    independently, every class that has. Windows of NaN have none."""
-    answers = np.nan_to_num(probabilities, nan=-1.0) >= threshold
+    """Joins adjacent windows of the same class into segments, in order of time. The class of a window is the most
+    probable one, if its probability reaches `threshold`, a number or [k]. If classes are independent, every class that
+    reaches its threshold counts. Windows of NaN have no class."""
+    present = np.nan_to_num(probabilities, nan=-1.0) >= threshold
     if not independent:
         best = np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)
-        answers &= best[:, None] == np.arange(probabilities.shape[1])
-    answers &= ~np.isnan(probabilities)
-    stretches = []
-    for index in np.flatnonzero(answers.any(axis=0)).tolist():
-        steps = np.diff(np.concatenate([[0], answers[:, index].astype(np.int8), [0]]))
+        present &= best[:, None] == np.arange(probabilities.shape[1])
+    present &= ~np.isnan(probabilities)
+    joined = []
+    for index in np.flatnonzero(present.any(axis=0)).tolist():
+        steps = np.diff(np.concatenate([[0], present[:, index].astype(np.int8), [0]]))
         runs = zip(np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist(), strict=True)
         for first, stop in runs:
             mean = float(probabilities[first:stop, index].mean())
-            stretches.append(Segment(float(edges[first]), float(edges[stop]), index, mean))
-    return sorted(stretches, key=lambda segment: (segment.start, segment.class_index))
+            joined.append(Segment(float(edges[first]), float(edges[stop]), index, mean))
+    return sorted(joined, key=lambda segment: (segment.start, segment.class_index))

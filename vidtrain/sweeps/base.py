@@ -7,6 +7,8 @@ have not ended through Hydra's launcher, one or several at a time, and end with 
 import copy
 import os
 import shlex
+import shutil
+import subprocess
 import sys
 import time
 from abc import abstractmethod
@@ -34,23 +36,26 @@ from vidtrain.files.escaping import shown_lines
 from vidtrain.files.folders import RunLock, check_links, is_held
 from vidtrain.runs.attempts import clear_outcome, free_cuda_memory, read_outcome, record_outcome
 from vidtrain.runs.folder import RESUMABLE, finished
-from vidtrain.sweeps.record import SWEEP, SweepRecord, Trial, changed_settings, varies, write_trial
-from vidtrain.sweeps.status import (
+from vidtrain.sweeps.record import (
     ENDED,
     FAULTY,
     QUEUED,
     RUNNING,
+    SWEEP,
+    SweepRecord,
+    Trial,
     TrialState,
-    forget_results,
-    slurm_jobs,
+    identity,
     states_of,
     table_of,
     trial_state,
+    write_trial,
 )
 from vidtrain.tracking.console import make_console
 
 EXIT_FAILED_TRIALS, EXIT_INTERRUPTED = 1, 130
-LOOK_SECONDS = 5  # between two checks of a trial that an earlier launcher started
+CHECK_SECONDS = 5  # between two checks of a trial that an earlier launcher started
+SQUEUE_SECONDS = 10  # time limit of a call of squeue
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
@@ -191,7 +196,7 @@ class TrialSweeper(Sweeper):
         state = trial_state(self.folder, trial).state
         return state not in ENDED or (self.retry and state in FAULTY)
 
-    def _outlived(self, trial: Trial) -> bool:
+    def _ended_elsewhere(self, trial: Trial) -> bool:
         """Waits while an earlier launcher's job for this trial runs or is queued in SLURM. Returns whether it had to
         wait and the trial has ended."""
         waited = False
@@ -202,14 +207,14 @@ class TrialSweeper(Sweeper):
             if not waited:
                 self.console.info(f"trial {trial.number} is {state.state} already, {state.where}: waiting for it")
             waited = True
-            time.sleep(LOOK_SECONDS)
+            time.sleep(CHECK_SECONDS)
 
     def run_all(self, trials: Iterator[Trial], ended: Callable[[TrialState], object], pruning: Any = None) -> None:
         """Launches the trials, as many at a time as allowed, and calls `ended` with the state of each."""
         at_a_time = self._at_a_time()
         if at_a_time is None:
             for trial in trials:
-                ended(self._settled(trial, self._launch(trial, pruning)))
+                ended(self._final_state(trial, self._launch(trial, pruning)))
             return
         pool = ThreadPoolExecutor(at_a_time)  # its threads only wait for jobs
         running: dict[Future[Exception | None], Trial] = {}
@@ -219,7 +224,7 @@ class TrialSweeper(Sweeper):
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                ended(self._settled(running.pop(future), future.result()))
+                ended(self._final_state(running.pop(future), future.result()))
 
     def _at_a_time(self) -> int | None:
         """How many trials may run at a time; None for a launcher that runs them in this process, one by one."""
@@ -234,7 +239,7 @@ class TrialSweeper(Sweeper):
     def _launch(self, trial: Trial, pruning: Any) -> Exception | None:
         """Runs a trial to its end, in a launcher of its own, so that its failure ends no other trial. Returns the
         exception of the trial, or that of the launcher if the job left no result."""
-        if self._outlived(trial):
+        if self._ended_elsewhere(trial):
             return None
         clear_outcome(self.folder / trial.folder)
         write_trial(self.folder, trial, pruning)
@@ -248,7 +253,7 @@ class TrialSweeper(Sweeper):
             (returned,) = launcher.launch([trial.overrides], initial_job_idx=trial.number)
         except Exception as error:  # from submitit, for a job that was cancelled, killed, or left no result
             # The job may in fact have been requeued and still run
-            return None if self._outlived(trial) else error
+            return None if self._ended_elsewhere(trial) else error
         return returned._return_value if returned.status == JobStatus.FAILED else None
 
     def _config_of(self, trial: Trial) -> DictConfig:
@@ -266,7 +271,7 @@ class TrialSweeper(Sweeper):
                 launcher.name = f"{launcher.name}-{trial.number}"
         return config
 
-    def _settled(self, trial: Trial, error: Exception | None) -> TrialState:
+    def _final_state(self, trial: Trial, error: Exception | None) -> TrialState:
         """The state of a launched trial. A failure that the trial's process could not record is recorded here."""
         folder = self.folder / trial.folder
         if error is not None:
@@ -328,3 +333,65 @@ class GridSweeper(TrialSweeper):
         summary = ", ".join(f"{count} {name}" for name, count in counts.items())
         self.console.info(f"sweep {self.folder}: {summary}")
         self.run_all(iter(missing), lambda state: None)
+
+
+# --- what must not change in a sweep that goes on -----------------------------------------------------------
+
+
+def changed_settings(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], free: Sequence[str]) -> list[str]:
+    """Lines `key: old -> new` for settings that are not swept and differ between two lists of trials' overrides. Trials
+    that differ in more than the swept settings must not be in the same sweep."""
+    old, new = (_shared(trials, free) for trials in (before, now))
+    pairs = {key: [shared.get(key, "not set") for shared in (old, new)] for key in sorted(old.keys() | new.keys())}
+    return [
+        f"{key}: {earlier} -> {later}"
+        for key, (earlier, later) in pairs.items()
+        if earlier != later and not (varies(before, key) or varies(now, key))  # swept before or now
+    ]
+
+
+def _shared(trials: Sequence[Sequence[str]], free: Sequence[str]) -> dict[str, str]:
+    sets = [identity(overrides, free) for overrides in trials]
+    return dict(override.partition("=")[::2] for override in (frozenset.intersection(*sets) if sets else ()))
+
+
+def varies(trials: Sequence[Sequence[str]], key: str) -> bool:
+    """Whether trials, given by their overrides, set `key` to more than one value."""
+    return len({override for trial in trials for override in trial if override.partition("=")[0] == key}) > 1
+
+
+# --- jobs in SLURM ------------------------------------------------------------------------------------------
+
+
+def forget_results(sweep: Path, trial: Trial) -> None:
+    """Removes the pickles of earlier jobs before a trial is launched. Submitit would load one with the id of the next
+    job, and somebody else may have written it. The jobs' folders stay, so their ids are still known."""
+    folder = sweep / ".submitit" / str(trial.number)
+    for link in (folder.parent, folder):
+        if link.is_symlink():  # its target is outside of the sweep
+            link.unlink()
+    for job in folder.iterdir() if folder.is_dir() else ():
+        if job.is_symlink() or not job.is_dir():
+            job.unlink()
+        else:
+            for pickle_file in job.glob("*.pkl"):
+                pickle_file.unlink()
+
+
+def slurm_jobs(sweep: Path) -> dict[int, str] | None:
+    """The latest job that SLURM lists for each trial, as `job 7, pending`, by number of the trial; None without SLURM,
+    or if this sweep submitted no job."""
+    folders = sweep / ".submitit"
+    if shutil.which("squeue") is None or not folders.is_dir():
+        return None
+    command = ["squeue", "--noheader", "--me", "--format=%i %T"]
+    try:
+        squeue = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=SQUEUE_SECONDS, check=True
+        )
+    except (subprocess.SubprocessError, OSError):
+        return None  # SLURM does not answer: the states follow from the folders alone
+    states = dict(line.split(maxsplit=1) for line in squeue.stdout.splitlines() if " " in line)
+    jobs = [job for job in folders.glob("*/*") if job.parent.name.isdecimal() and job.name in states]
+    jobs.sort(key=lambda job: job.stat().st_mtime)
+    return {int(job.parent.name): f"job {job.name}, {states[job.name].lower()}" for job in jobs}

@@ -17,9 +17,8 @@ from vidtrain.files.escaping import is_masked
 from vidtrain.files.folders import install_hint
 from vidtrain.runs.attempts import PRUNED
 from vidtrain.runs.folder import RESUMABLE
-from vidtrain.sweeps.base import TrialSweeper
-from vidtrain.sweeps.record import Trial, changed_settings
-from vidtrain.sweeps.status import ENDED, TrialState, trial_state
+from vidtrain.sweeps.base import TrialSweeper, changed_settings
+from vidtrain.sweeps.record import ENDED, Trial, TrialState, trial_state
 
 try:
     import optuna

@@ -102,7 +102,7 @@ class Queue(SlurmInfoWatcher):
 
     def __init__(self, delay_s: int):
         super().__init__(delay_s)
-        self._looking = RLock()
+        self._lock = RLock()
         self._asked: frozenset[str] = frozenset()
 
     @classmethod
@@ -112,7 +112,7 @@ class Queue(SlurmInfoWatcher):
         return cls._one
 
     def update_if_long_enough(self, mode: str) -> None:
-        with self._looking:  # threads that waited for the lock use the answer of the call before
+        with self._lock:  # threads that waited for the lock use the answer of the call before
             super().update_if_long_enough(mode)
 
     def is_done(self, job_id: str, mode: str = "standard") -> bool:
