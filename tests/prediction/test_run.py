@@ -14,7 +14,7 @@ from vidtrain.models.heads import AttentiveClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.prediction.outputs import folders_of
 from vidtrain.prediction.pictures import scaled
-from vidtrain.prediction.run import Clock, ChunkOutput, Plan, Predictor, _joined
+from vidtrain.prediction.run import ChunkOutput, Clock, Plan, Predictor, _joined
 
 
 class Floats(nn.Module):
