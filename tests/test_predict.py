@@ -240,7 +240,7 @@ def test_answers_so_far_outlive_an_end(run, listing, test_split, tmp_path, capsy
     told = capsys.readouterr()
     assert told.out == partial.read_text()
     assert [row["path"] for row in rows_of(partial)] == test_split[:2]
-    assert f"ended early: the answers to 2 videos are in {partial}" in told.err.replace("\n", " ")
+    assert f"ended early: the predictions for 2 videos are in {partial}" in told.err.replace("\n", " ")
     (tmp_path / "failures.csv").write_text("of a call before")
     predicted(*call)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.csv", "predictions.json"]

@@ -30,13 +30,13 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
     faults = check_targets(cfg) + check_settings(cfg, EmbedConfig)
     faults += check_source(cfg, ("model",))
     if cfg.pretrained is not None and cfg.videos is None and cfg.dataset is None:
-        faults.append(("videos", "must be given, or a dataset=OPTION: published weights have none"))
+        faults.append(("videos", "must be given, or a dataset=OPTION: published weights name no dataset"))
     if cfg.videos is not None and cfg.dataset is not None:
-        faults.append(("videos", "and dataset are both given; take one of them back"))
+        faults.append(("videos", "and dataset are both given; leave one of them out"))
     if cfg.videos is not None and not isinstance(cfg.videos, str | ListConfig):
         faults.append(("videos", f"{cfg.videos} must be a file, folder, pattern or listing, or a list of them"))
     if cfg.frame_rate is not None and cfg.videos is None:
-        faults.append(("frame_rate", "is of videos that are given as folders of images; a dataset has its own"))
+        faults.append(("frame_rate", "belongs to videos= that are folders of images; a dataset has its own"))
     if "parquet" in cfg.formats and find_spec("pyarrow") is None:
         faults.append(("formats", f"parquet needs pyarrow: {install_hint('parquet')}; or leave parquet out"))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -58,7 +58,7 @@ def embed(cfg: DictConfig) -> None:
     check_writable(out)
     with RunLock(out), join_ranks(cfg.device) as ranks:
         opened = open_encoder(cfg, ranks, console)
-        if earlier is not None:  # before the work
+        if earlier is not None:  # a mismatch is reported before anything is computed
             earlier.check_comparable(opened.about, cfg.search)
         embeddings = embed(opened, cfg, out, ranks, console)
         embeddings.save(out / FILE)

@@ -30,7 +30,7 @@ def check(cfg: LabelsConfig) -> list[tuple[str, str]]:
     for action, keys in ONLY.items():
         if cfg.action in ONLY and cfg.action != action:
             idle = [key for key in keys if getattr(cfg, key) != getattr(defaults, key)]
-            faults += [(key, f"goes with {action}; take it back") for key in idle]
+            faults += [(key, f"goes with {action}; leave it out") for key in idle]
     if cfg.action == "next" and cfg.pool is None:
         faults.append(("pool", "must be given: embeddings of the videos to choose from"))
     return faults
@@ -58,8 +58,8 @@ def errors(cfg: LabelsConfig) -> None:
     suspects, probabilities = find_suspects(embeddings, cfg.folds, cfg.rank_by)
     if embeddings.encoder["learned_from"] is not None:
         console.warn(
-            f"the encoder was trained on labels, in {embeddings.encoder['learned_from']}: wrong ones that it has "
-            "learned look right to it; embeddings of a frozen encoder show more"
+            f"the encoder was trained on labels, in {embeddings.encoder['learned_from']}: wrong labels that it "
+            "has learned look right; embeddings of a frozen encoder show more"
         )
     table = suspect_rows(embeddings, suspects)
     write_text_atomic(out / "suspects.csv", csv_text(table))
@@ -92,10 +92,10 @@ def choose(cfg: LabelsConfig) -> None:
     labeled = labeled.take(labeled.of_split(cfg.split))
     pool = pool.take(np.flatnonzero([path not in known for path in pool.paths.tolist()]))
     if not len(pool):
-        raise UserError(f"pool={cfg.pool} holds no video that {cfg.embeddings} does not have already")
+        raise UserError(f"pool={cfg.pool} has no video that is not in {cfg.embeddings} already")
     out = output_folder(cfg, "label_next")
-    chosen, doubts = choose_next(labeled, pool, cfg.strategy, cfg.count, cfg.seed)
-    values = [""] * len(chosen) if doubts is None else [f"{value:.6f}" for value in doubts.tolist()]
+    chosen, uncertainty = choose_next(labeled, pool, cfg.strategy, cfg.count, cfg.seed)
+    values = [""] * len(chosen) if uncertainty is None else [f"{value:.6f}" for value in uncertainty.tolist()]
     rows = [(str(pool.paths[row]), value) for row, value in zip(chosen.tolist(), values, strict=True)]
     write_text_atomic(out / "to_label.csv", csv_text([("path", cfg.strategy), *rows]))
     console = make_console(is_main=True)
@@ -104,7 +104,7 @@ def choose(cfg: LabelsConfig) -> None:
 
 
 def output_folder(cfg: LabelsConfig, name: str) -> Path:
-    """`out`, or the folder `name` beside the embeddings. Raises `UserError` where it cannot be written."""
+    """`out`, or the folder `name` beside the embeddings. Raises `UserError` if it cannot be written."""
     from vidtrain.files.folders import check_writable
 
     assert cfg.embeddings is not None  # see check

@@ -10,9 +10,9 @@ from vidtrain.embeddings import ranking
 from vidtrain.embeddings.ranking import (
     choose_next,
     confident_joint,
-    doubt_by_entropy,
-    doubt_by_margin,
+    entropy_uncertainty,
     find_suspects,
+    margin_uncertainty,
     normalized_margin,
     self_confidence,
 )
@@ -52,8 +52,8 @@ def test_literal_cases():
     assert normalized_margin(probabilities, labels) == pytest.approx([0.8, 0.6, -0.2, -0.4])
     # both thresholds are 0.6: class 0 of (0.9 + 0.3) / 2, class 1 of (0.8 + 0.4) / 2
     assert confident_joint(probabilities, labels).tolist() == [[1, 1], [1, 1]]
-    assert doubt_by_margin(probabilities) == pytest.approx([0.2, 0.4, 0.8, 0.6])
-    assert doubt_by_entropy(np.array([[1.0, 0.0], [0.5, 0.5]])) == pytest.approx([0, np.log(2)])
+    assert margin_uncertainty(probabilities) == pytest.approx([0.2, 0.4, 0.8, 0.6])
+    assert entropy_uncertainty(np.array([[1.0, 0.0], [0.5, 0.5]])) == pytest.approx([0, np.log(2)])
 
 
 def test_planted_errors_come_first():
@@ -87,7 +87,7 @@ def test_what_cannot_be_ranked_is_refused():
         (several(embeddings), "several labels"),
         (replace(embeddings, labels=np.full(60, -1)), "60 of the videos have no label"),
         (replace(embeddings, labels=np.zeros(60, np.int64)), "two classes or more"),
-        (few, "folds=5: the class class 2 has 2 videos.*say folds=2"),
+        (few, "folds=5: the class class 2 has 2 videos.*set folds=2"),
         (one, "class 1 has 1 groups.*leave the class out"),
     ):
         with pytest.raises(UserError, match=words):

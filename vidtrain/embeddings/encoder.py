@@ -1,4 +1,4 @@
-"""From a checkpoint or published weights, and a dataset, to embeddings: the mean of a frozen encoder's tokens."""
+"""Computes embeddings of videos with a checkpoint or published weights: the mean of a frozen encoder's tokens."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,13 +49,14 @@ CHANGES = {
 }
 # Keys of that configuration that embedding uses
 USED = ("seed", "data_root", "clip", "data", "dataset", "augmentation.eval", "model", "trainer.precision")
-VIDEOS = "videos"  # the split of videos that no dataset names
+VIDEOS = "videos"  # the split of videos that are given by path
 TOKENS = "tokens.npy"  # float16 [v n m d], n clips of m tokens, beside the embeddings
 
 
 @dataclass(frozen=True)
 class OpenedEncoder:
-    """A frozen encoder on the ranks' device, the configuration of its clips, and their description for the file."""
+    """A frozen encoder on the ranks' device, the configuration of its clips, and `about`, the description for the
+    file."""
 
     config: DictConfig
     encode: TokenEncoder
@@ -65,7 +66,7 @@ class OpenedEncoder:
 def open_encoder(cfg: DictConfig, ranks: Ranks, console: Console) -> OpenedEncoder:
     """The encoder of `checkpoint`, or of `model` with the weights `pretrained`.
 
-    Raises `UserError` for a graph, which has no tokens, and for weights or settings that do not fit.
+    Raises `UserError` for an exported graph, which has no tokens, and for weights or settings that do not fit.
     """
     opened = None if cfg.checkpoint is None else _open_checkpoint(cfg)
     sources = as_sources(cfg.pretrained) if opened is None else [str(opened.source)]
@@ -82,7 +83,7 @@ def open_encoder(cfg: DictConfig, ranks: Ranks, console: Console) -> OpenedEncod
     if opened is not None and not opened.is_pretraining:
         model = opened.model(config, ranks, merged=True)
     else:
-        model = build.model(config, 2, ranks)  # whose head is not used
+        model = build.model(config, 2, ranks)  # its head is not used
         for name in sources:
             path = locate(name, cfg.pretrained_revision) if opened is None else opened.source
             report = load_pretrained(model, name, path, cfg.init_match, cfg.init_part)
@@ -108,15 +109,15 @@ def _open_checkpoint(cfg: DictConfig) -> LoadedCheckpoint:
     path = find_checkpoint(cfg.checkpoint)
     opened = open_trained(path, cfg.trust_targets, pretraining=True)
     if opened.weights is None:
-        raise UserError(f"{path} is a graph from clips to answers, and gives no tokens; name the run or checkpoint")
+        raise UserError(f"{path} is an exported graph, which gives no tokens; name the run or checkpoint")
     if cfg.init_part is not None and not opened.is_pretraining:
-        raise UserError(f"init_part={cfg.init_part}: {path} is not of pretraining and has one encoder; leave it out")
+        raise UserError(f"init_part={cfg.init_part}: {path} is of a classifier, with one encoder; leave it out")
     opened.check_computed(USED, CHANGES, cfg)
     return opened
 
 
 def _with_videos(config: Mapping[str, Any], cfg: DictConfig) -> Mapping[str, Any]:
-    """The configuration with a dataset of the `videos` that `cfg` names, where it names some."""
+    """The configuration with a dataset of the `videos` of `cfg`, if there are any."""
     if cfg.videos is None:
         return config
     places = [cfg.videos] if isinstance(cfg.videos, str) else list(cfg.videos)
@@ -135,7 +136,7 @@ def _learned_from(config: DictConfig) -> str | None:
 
 
 def embed(opened: OpenedEncoder, cfg: DictConfig, out: Path, ranks: Ranks, console: Console) -> Embeddings:
-    """Embeds every readable video of the configured splits, and warns of the others. Continues a killed call from
+    """Embeds every readable video of the configured splits, and warns of the others. Goes on after a killed call from
     `out` / `PROGRESS`, which the caller removes.
 
     Writes moving pictures with `cfg.pictures`, and all tokens with `cfg.tokens`, below `out`. Raises `UserError` if no
@@ -151,7 +152,7 @@ def embed(opened: OpenedEncoder, cfg: DictConfig, out: Path, ranks: Ranks, conso
     listed = [[split, [(record.path, record.start, record.end) for record in splits[split]]] for split in splits]
     progress = Progress(out / PROGRESS, [opened.about, cfg.pictures, cfg.tokens, listed])
     if progress.rows:
-        console.info(f"{len(progress.rows)} videos are embedded already, by a call that did not end")
+        console.info(f"{len(progress.rows)} videos were embedded already by an interrupted call")
     kept = TokenFile(out / TOKENS, sum(map(len, splits.values()))) if cfg.tokens else None
     for number, (split, manifest) in enumerate(splits.items()):
         pending = progress.pending(number, len(manifest))
@@ -169,21 +170,21 @@ def embed(opened: OpenedEncoder, cfg: DictConfig, out: Path, ranks: Ranks, conso
     reading.index.close()
     progress.close()
     if not progress.rows:
-        raise UserError("none of the videos could be read; audit says why")
+        raise UserError("none of the videos could be read; python -m vidtrain.audit shows the causes")
     if kept is not None:
         kept.close(len(progress.rows))
     return _joined(progress, splits, opened.about)
 
 
 def _joined(progress: Progress, splits: Mapping[str, Manifest], about: Mapping[str, Any]) -> Embeddings:
-    """All vectors with their videos, in the order of pictures and tokens."""
+    """The embeddings of all videos, in the order of pictures and tokens."""
     numbers, videos = (np.array(column) for column in list(zip(*progress.rows, strict=True))[:2])
     vectors = np.stack([vector for _, _, vector in progress.rows])
     parts = []
     for number, (split, manifest) in enumerate(splits.items()):
-        own = numbers == number
-        if own.any():
-            parts.append(_described(manifest.subset(videos[own].tolist()), split, vectors[own], about))
+        in_split = numbers == number
+        if in_split.any():
+            parts.append(_described(manifest.subset(videos[in_split].tolist()), split, vectors[in_split], about))
     return joined(parts).take(np.argsort(np.argsort(numbers, kind="stable")))
 
 
@@ -201,7 +202,7 @@ def _splits(config: DictConfig, cfg: DictConfig, console: Console) -> dict[str, 
 def _videos(
     opened: OpenedEncoder, data: build_data.EvalData, console: Console
 ) -> Iterator[tuple[int, np.ndarray, torch.Tensor, torch.Tensor]]:
-    """For every readable video of a split: its number, vector float32 [d], tokens [n m d] and views
+    """Yields, for every readable video of a split, its number, vector float32 [d], tokens [n m d] and views
     uint8 [n 3 t h w]."""
     for batch in data.batches(console):
         if batch.refusal:
@@ -214,29 +215,29 @@ def _videos(
             vector = tokens.mean(dim=(0, 1)).numpy()
             if not np.isfinite(vector).all():
                 path = data.manifest.paths[index]
-                raise UserError(f"the tokens of {path} are not finite; say precision=fp32")
+                raise UserError(f"the tokens of {path} are not finite; set precision=fp32")
             yield index, vector, tokens, views
 
 
 class TokenFile:
-    """The file `TOKENS`, which grows to at most `videos` rows."""
+    """Writes the file `TOKENS`, which has at most `videos` rows."""
 
     def __init__(self, path: Path, videos: int):
         self._path, self._videos = path, videos
         self._rows: np.memmap | None = None
 
     def write(self, row: int, tokens: torch.Tensor, path: str) -> None:
-        """The tokens [n m d] of the video `path`. Raises `UserError` where float16 does not hold them."""
+        """Writes the tokens [n m d] of the video `path`. Raises `UserError` if they exceed the range of float16."""
         if float(tokens.abs().max()) > LARGEST:
-            raise UserError(f"tokens of {path} are beyond {LARGEST:.0f}, where float16 ends; say tokens=false")
+            raise UserError(f"tokens of {path} exceed {LARGEST:.0f}, the largest float16 number; set tokens=false")
         if self._rows is None:
-            mode = "r+" if row else "w+"  # a call that was killed left the rows before
+            mode = "r+" if row else "w+"  # a killed call has left the earlier rows
             self._rows = np.lib.format.open_memmap(self._path, mode, np.float16, (self._videos, *tokens.shape))
         self._rows[row] = tokens.half().numpy()
 
     def close(self, rows: int) -> None:
         """Cuts the file to the first `rows`, as some videos may be unreadable."""
-        if self._rows is None:  # a call that was killed had written all
+        if self._rows is None:  # a killed call has written all rows
             return
         self._rows.flush()
         if rows < self._videos:
@@ -244,7 +245,7 @@ class TokenFile:
 
 
 def _described(manifest: Manifest, split: str, vectors: np.ndarray, about: Mapping[str, Any]) -> Embeddings:
-    """The videos of a manifest with their vectors [v d]."""
+    """The embeddings of a manifest's videos, from their vectors [v d]."""
     records, classes = list(manifest), manifest.classes
     if classes == (ONE_CLASS,):
         classes, labels = (), np.full(len(records), UNLABELED, np.int64)

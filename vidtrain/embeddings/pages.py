@@ -1,4 +1,4 @@
-"""The page of embeddings, and the page to look at, correct and export suspect labels."""
+"""Two HTML pages: a set of embeddings with its map and neighbors, and suspect labels, which are corrected there."""
 
 import base64
 import io
@@ -20,17 +20,17 @@ from vidtrain.reports.charts import spread_evenly
 from vidtrain.reports.pages import render
 
 MOST_POINTS = 5000  # of a map
-MOST_THUMBNAILS, THUMBNAIL = 48, 56  # of a map; pixels
-MOST_LOOKED_FOR, MOST_PAIRS, MOST_NEIGHBORS = 12, 40, 6  # on the page; all are in the tables
+MOST_THUMBNAILS, THUMBNAIL = 48, 56  # number on a map, and size in pixels
+MOST_QUERIES, MOST_PAIRS, MOST_NEIGHBORS = 12, 40, 6  # on the page; the tables hold all
 MOST_NAMED = 24  # classes of the legend
 WIDTH, HEIGHT, MARGIN = 1000, 620, 36  # of the map
-WEBP = b"RIFF"  # how such a file begins
-TSNE_POINTS = 4  # the least there may be
+WEBP = b"RIFF"  # the first bytes of a WebP file
+TSNE_POINTS = 4  # with fewer points there is no t-SNE
 
 
 @dataclass(frozen=True)
 class Film:
-    """A video on a page: the source of its picture, its path below the common folder, and a text."""
+    """A video on a page: the source of its moving picture, its path below the common folder, and a text."""
 
     source: str
     path: str
@@ -55,8 +55,8 @@ def flat(vectors: np.ndarray, how: str) -> np.ndarray:
 
 
 def embeddings_page(alike: Likeness, how: str, out: Path, search: str | None) -> str:
-    """The page of embeddings in the folder `out`, with a map by `flat` unless `how` is none. Pictures of others lie
-    beside the file, or in the folder, `search`."""
+    """The page of embeddings in the folder `out`, with a map (see `flat`) unless `how` is none. `search` names the file
+    or folder of the other embeddings, which has their pictures."""
     videos = alike.videos
     folders = [out / PICTURES, None if search is None else picture_folder(search)]
     common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in videos.paths.tolist()])
@@ -68,11 +68,11 @@ def embeddings_page(alike: Likeness, how: str, out: Path, search: str | None) ->
         return Film(moving(folder, place), below, ", ".join(part for part in (text, label or split) if part))
 
     shown = range(len(videos))
-    if alike.others is None:  # some that differ most from one another
-        shown = k_center(unit(videos.vectors), MOST_LOOKED_FOR // 2).tolist()
+    if alike.others is None:  # show videos that differ most from one another
+        shown = k_center(unit(videos.vectors), MOST_QUERIES // 2).tolist()
     searches = [
         (film(row, ""), [film(other, f"{cosine:.3f}") for other, cosine in zip(rows, cosines, strict=True)])
-        for row in list(shown)[:MOST_LOOKED_FOR]
+        for row in list(shown)[:MOST_QUERIES]
         for rows, cosines in [(alike.rows[row, :MOST_NEIGHBORS].tolist(), alike.cosines[row, :MOST_NEIGHBORS].tolist())]
     ]
     pairs = [
@@ -94,7 +94,7 @@ def embeddings_page(alike: Likeness, how: str, out: Path, search: str | None) ->
 
 
 def _map(videos: Embeddings, how: str, pictures: Path | None) -> dict[str, Any]:
-    """The points of the map with colors, and thumbnails of some that lie far apart."""
+    """The points of the map with colors, and thumbnails of some distant ones."""
     rows = np.array(spread_evenly(len(videos), MOST_POINTS))
     plane = flat(unit(videos.vectors[rows]), how)
     at = np.stack(
@@ -128,25 +128,25 @@ def _map(videos: Embeddings, how: str, pictures: Path | None) -> dict[str, Any]:
 
 
 def picture_folder(named: str) -> Path:
-    """The folder of pictures beside the file of embeddings, or in the folder, that is `named`."""
+    """The folder of pictures in the folder `named`, or beside the file `named`."""
     return (Path(named) if Path(named).is_dir() else Path(named).parent) / PICTURES
 
 
 def _picture(folder: Path | None, row: int) -> bytes:
-    """The picture of a row; empty where there is none. The folder may be from elsewhere: only WebP gets into a page."""
+    """The picture of a row; empty if there is none. The folder may not be trusted, so only WebP files are read."""
     path = None if folder is None else folder / f"{row:06d}.webp"
     data = path.read_bytes() if path is not None and path.is_file() else b""
     return data if data.startswith(WEBP) else b""
 
 
 def moving(folder: Path | None, row: int) -> str:
-    """The moving picture of a row as a page holds it; empty where there is none."""
+    """The moving picture of a row as a data URL; empty if there is none."""
     data = _picture(folder, row)
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}" if data else ""
 
 
 def _still(folder: Path | None, row: int) -> str:
-    """Its middle frame, small."""
+    """A thumbnail of the middle frame as a data URL; empty if there is no picture."""
     data = _picture(folder, row)
     if not data:
         return ""
@@ -183,15 +183,15 @@ def suspect_rows(embeddings: Embeddings, suspects: Suspects) -> list[tuple[objec
 def correcting_page(
     embeddings: Embeddings, suspects: Suspects, rows: np.ndarray, pictures: Path, shown: int, folds: int
 ) -> str:
-    """The page of the first `shown` suspects, which writes a listing of all videos with the decisions; `rows` [v] are
-    those of the pictures.
+    """The page of the first `shown` suspects, which writes a listing of all videos with the decisions. `rows` [v] are
+    the numbers of the pictures.
 
     Raises `UserError` for a name that a listing in UTF-8 cannot hold.
     """
-    listing_text(embeddings.manifest(), "", None)  # refuses what no listing can hold
+    listing_text(embeddings.manifest(), "", None)  # raises for names that no listing can hold
     odd = [path for path in embeddings.paths.tolist() if not is_utf8(path)]
     if odd:
-        raise UserError(f"{odd[0]!r} is not UTF-8, in which the page writes listings: rename it")
+        raise UserError(f"{odd[0]!r} is not UTF-8, which the listing of the page needs: rename it")
     classes = [str(name) for name in embeddings.classes]
     common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in embeddings.paths.tolist()])
     cards = [
@@ -223,8 +223,8 @@ def correcting_page(
 
 
 def _listing_cells(embeddings: Embeddings) -> dict[str, Sequence[Any]]:
-    """The columns, class names and rows of the listing that the page writes, as `data.manifest.files.csv_text` has
-    them: of each row the number of its class, then its cells without the label."""
+    """The columns, class names and rows of the listing that the page writes, in the form of
+    `data.manifest.files.csv_text`. A row is the number of its class, then its cells without the label."""
     cut = not (np.isnan(embeddings.starts).all() and np.isnan(embeddings.ends).all())
     times = [["" if np.isnan(time) else repr(float(time)) for time in pair] for pair in
              zip(embeddings.starts, embeddings.ends, strict=True)]  # fmt: skip

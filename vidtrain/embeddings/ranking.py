@@ -290,8 +290,8 @@ def find_suspects(embeddings: Embeddings, folds: int, rank_by: str) -> tuple[Sus
     labels, classes = embeddings.labels, embeddings.classes
     if embeddings.multi_label:
         raise UserError(
-            "the videos have several labels each, and a ranking of label errors is for one label a video, as wrong and "
-            "missing ones would have to be told apart"
+            "the videos have several labels each, and label errors are ranked only for one label a video, as wrong and "
+            "missing labels cannot be told apart"
         )
     if (labels == UNLABELED).any():
         raise UserError(
@@ -299,7 +299,7 @@ def find_suspects(embeddings: Embeddings, folds: int, rank_by: str) -> tuple[Sus
         )
     present, numbers = np.unique(labels, return_inverse=True)
     if len(present) < 2:
-        raise UserError(f"all videos are labeled {classes[labels[0]]}: it takes two classes or more to doubt a label")
+        raise UserError(f"all videos are labeled {classes[labels[0]]}: label errors need two classes or more")
     names = [str(classes[label]) for label in present]
     check_folds(numbers, embeddings.groups, folds, names)
     plan = stratified_folds(numbers, np.unique(embeddings.groups, return_inverse=True)[1], folds)
@@ -307,7 +307,7 @@ def find_suspects(embeddings: Embeddings, folds: int, rank_by: str) -> tuple[Sus
         alone = np.setdiff1d(numbers[test], numbers[train])
         if len(alone):
             raise UserError(
-                f"all videos of {names[alone[0]]} would lie in one fold, as groups are kept whole: say another number "
+                f"all videos of {names[alone[0]]} would lie in one fold, as groups are kept whole: set another number "
                 "with folds="
             )
     known = out_of_fold(embeddings.vectors, np.eye(len(present))[numbers], plan)
@@ -336,14 +336,14 @@ def find_suspects(embeddings: Embeddings, folds: int, rank_by: str) -> tuple[Sus
 
 
 def check_folds(labels: np.ndarray, groups: np.ndarray, folds: int, names: list[str]) -> None:
-    """Raises `UserError` naming the class that `folds` are too many for: `labels` int64 [v] are numbers of `names`."""
+    """Raises `UserError` naming a class with too few videos or groups for `folds`; `labels` int64 [v] index `names`."""
     for what, counts in (
         ("videos", np.bincount(labels)),
         ("groups of videos, which are kept whole,", _group_counts(labels, groups)),
     ):
         if counts.min() < folds:
             name, count = names[int(counts.argmin())], int(counts.min())
-            hint = f"say folds={count}" if count > 1 else "add videos to it, or leave the class out"
+            hint = f"set folds={count}" if count > 1 else "add videos to it, or leave the class out"
             raise UserError(f"folds={folds}: the class {name} has {count} {what} and every fold needs one; {hint}")
 
 
@@ -359,9 +359,9 @@ def _group_counts(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def choose_next(
     labeled: Embeddings, pool: Embeddings, strategy: str, count: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows int64 [count] of `pool` to label, the best first, and their doubts, where the strategy ranks by them.
+    """Rows int64 [count] of `pool` to label, the best first, and their uncertainty if the strategy ranks by it.
 
-    `margin` and `entropy` are of a classifier that learned from `labeled`; `k_center` covers both.
+    `margin` and `entropy` use a classifier that learned from `labeled`; `k_center` covers both sets.
 
     Raises `UserError` for several labels a video, and for labels of fewer than two classes.
     """
@@ -370,28 +370,31 @@ def choose_next(
     if strategy == "k_center":
         return k_center(unit(pool.vectors), count, unit(labeled.vectors)), None
     if labeled.multi_label:
-        raise UserError(f"strategy={strategy} is for one label a video; k_center looks at no labels")
+        raise UserError(f"strategy={strategy} needs one label a video; k_center needs no labels")
     known = labeled.take(np.flatnonzero(labeled.labels != UNLABELED))
     present, numbers = np.unique(known.labels, return_inverse=True)
     if len(present) < 2:
-        raise UserError(f"strategy={strategy} takes labels of two classes or more; k_center looks at no labels")
+        raise UserError(f"strategy={strategy} needs labels of two classes or more; k_center needs no labels")
     groups = np.unique(known.groups, return_inverse=True)[1]
     targets = np.eye(len(present))[numbers]
     probabilities = logistic_regression(known.vectors, targets, groups, False)(pool.vectors)
-    doubt = DOUBTS[strategy](probabilities)
-    order = np.argsort(-doubt, kind="stable")[:count]
-    return order, doubt[order]
+    uncertainty = UNCERTAINTIES[strategy](probabilities)
+    order = np.argsort(-uncertainty, kind="stable")[:count]
+    return order, uncertainty[order]
 
 
-def doubt_by_margin(probabilities: np.ndarray) -> np.ndarray:
-    """One less the difference of the two greatest probabilities, float64 [v]."""
+def margin_uncertainty(probabilities: np.ndarray) -> np.ndarray:
+    """One minus the difference of the two greatest probabilities, float64 [v]."""
     two = np.sort(probabilities, axis=1)[:, -2:]
     return 1 - (two[:, 1] - two[:, 0])
 
 
-def doubt_by_entropy(probabilities: np.ndarray) -> np.ndarray:
+def entropy_uncertainty(probabilities: np.ndarray) -> np.ndarray:
     """The entropy of probabilities [v k] in nats, float64 [v]."""
     return -(probabilities * np.log(np.where(probabilities > 0, probabilities, 1.0))).sum(axis=1)
 
 
-DOUBTS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"margin": doubt_by_margin, "entropy": doubt_by_entropy}
+UNCERTAINTIES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "margin": margin_uncertainty,
+    "entropy": entropy_uncertainty,
+}

@@ -1,4 +1,5 @@
-"""A file of embeddings: one vector a video, with what is known of the video; and its forms for other tools."""
+"""The file of embeddings, with one vector, path, split, group and labels for each video; and exports for other
+tools."""
 
 import hashlib
 import json
@@ -21,10 +22,10 @@ from vidtrain.files.escaping import is_utf8
 FORMAT = "vidtrain-embeddings/1"
 FILE = "embeddings.npz"
 PROGRESS = "embeddings.partial"
-PICTURES = "pictures"  # the folder beside it, NNNNNN.webp by row
+PICTURES = "pictures"  # the folder beside the file, with NNNNNN.webp by row
 UNLABELED = -1
-KEPT = ("classes", "encoder")  # fields without an entry for each video
-ANEW = "make it again with python -m vidtrain.embed"
+SHARED_FIELDS = ("classes", "encoder")  # fields without an entry for each video
+REMEDY = "make it again with python -m vidtrain.embed"
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Embeddings:
 
     `paths`, `splits` and `groups` are text [v]; videos of a group stay together. `labels` int64 [v] are numbers of
     `classes` [k], -1 for none; uint8 [v k] of 0 and 1 where videos may have several. `starts` and `ends` float64 [v]
-    are seconds, NaN where the file is not cut. `encoder` holds digests of its weights and of its view of the videos,
-    which comparable vectors have in common, and both in words.
+    are seconds, NaN if the whole file is meant. `encoder` holds digests of its weights and of the protocol of its
+    clips, which comparable vectors share, and describes both.
     """
 
     vectors: np.ndarray
@@ -62,15 +63,15 @@ class Embeddings:
 
     def take(self, rows: np.ndarray) -> "Embeddings":
         """The videos of `rows`, int64 [n] or bool [v]."""
-        columns = {field.name: getattr(self, field.name)[rows] for field in fields(self) if field.name not in KEPT}
-        return replace(self, **columns)
+        names = [field.name for field in fields(self) if field.name not in SHARED_FIELDS]
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def of_split(self, split: str) -> np.ndarray:
-        """The rows of a split, int64 [n]. Raises `UserError` where it has none."""
+        """The rows of a split, int64 [n]. Raises `UserError` if it has none."""
         rows = np.flatnonzero(self.splits == split)
         if not len(rows):
             known = ", ".join(sorted(set(self.splits.tolist())))
-            raise UserError(f"split={split}: the embeddings hold no video of it; they hold {known}")
+            raise UserError(f"split={split}: the embeddings have no video of it, but of {known}")
         return rows
 
     def manifest(self) -> Manifest:
@@ -83,17 +84,17 @@ class Embeddings:
         return Manifest(records, self.classes.tolist())
 
     def check_comparable(self, encoder: Mapping[str, Any], name: str) -> None:
-        """Raises `UserError` where these embeddings, of the file `name`, are by another encoder than `encoder`, or of
+        """Raises `UserError` if these embeddings, from the file `name`, are of another encoder than `encoder`, or of
         other clips."""
         for key, what in (("weights", "another encoder"), ("protocol", "other clips")):
             if self.encoder[key] != encoder[key]:
                 raise UserError(
                     f"{name} holds vectors of {what}, which cannot be compared: {self.encoder['source']}, "
-                    f"{self.encoder['clips']}; these are by {encoder['source']}, {encoder['clips']}"
+                    f"{self.encoder['clips']}; the others are of {encoder['source']}, {encoder['clips']}"
                 )
 
     def save(self, path: Path) -> None:
-        """Writes the .npz file; a crash leaves the old one, or the new one."""
+        """Writes the .npz file; a crash leaves either the old or the new one."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "encoder"}
         about = np.array(strict_json({"format": FORMAT, "encoder": dict(self.encoder)}))
         with replacing_path(path) as temporary, open(temporary, "wb") as file:
@@ -103,9 +104,9 @@ class Embeddings:
 
     @classmethod
     def open(cls, named: str) -> "Embeddings":
-        """Reads the file, or the one in the folder, that is `named`.
+        """Reads the file `named`, or the file in the folder `named`.
 
-        Raises `UserError` naming it where it is absent, damaged, cut or something else.
+        Raises `UserError` naming it if it is absent, damaged, cut or of another kind.
         """
         path = Path(named)
         path = path / FILE if path.is_dir() else path
@@ -113,29 +114,30 @@ class Embeddings:
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(str(file["about"]))
                 if about["format"] != FORMAT:
-                    raise UserError(f"{path} is of format {about['format']}, and {FORMAT} is read; {ANEW}")
+                    raise UserError(f"{path} has format {about['format']} instead of {FORMAT}; {REMEDY}")
                 names = [field.name for field in fields(cls) if field.name != "encoder"]
                 embeddings = cls(**{name: file[name] for name in names}, encoder=about["encoder"])
         except FileNotFoundError as error:
-            raise UserError(f"{path}: there is no such file; {ANEW}") from error
+            raise UserError(f"{path}: there is no such file; {REMEDY}") from error
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} holds no embeddings, or is damaged ({error}); {ANEW}") from error
+            raise UserError(f"{path} holds no embeddings, or is damaged ({error}); {REMEDY}") from error
         embeddings._check(path)
         return embeddings
 
     def _check(self, path: Path) -> None:
-        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self) if field.name not in KEPT}
+        names = [field.name for field in fields(self) if field.name not in SHARED_FIELDS]
+        lengths = {name: len(getattr(self, name)) for name in names}
         if len(set(lengths.values())) > 1:
-            raise UserError(f"{path} was cut: its columns have different lengths ({lengths}); {ANEW}")
+            raise UserError(f"{path} was cut: its columns have different lengths ({lengths}); {REMEDY}")
         if self.vectors.ndim != 2 or not len(self) or not np.isfinite(self.vectors).all():
-            raise UserError(f"{path}: its vectors {self.vectors.shape} are empty or not finite; {ANEW}")
+            raise UserError(f"{path}: its vectors {self.vectors.shape} are empty or not finite; {REMEDY}")
         if not self.multi_label and len(self.labels) and self.labels.max() >= len(self.classes):
-            raise UserError(f"{path}: a label has no class of the {len(self.classes)}; {ANEW}")
+            raise UserError(f"{path}: a label has no class of the {len(self.classes)}; {REMEDY}")
 
 
 def joined(parts: Sequence[Embeddings]) -> Embeddings:
     """Embeddings of one encoder with the same classes, one after the other."""
-    names = [field.name for field in fields(Embeddings) if field.name not in KEPT]
+    names = [field.name for field in fields(Embeddings) if field.name not in SHARED_FIELDS]
     columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return replace(parts[0], **columns)
 
@@ -143,35 +145,35 @@ def joined(parts: Sequence[Embeddings]) -> Embeddings:
 class Progress:
     """A file to which each vector is appended, so that a killed call continues.
 
-    `settings` are the plain values on which vectors depend; a file of other settings is replaced. `rows` are (number of
-    the split, number of the video in it, vector) in order of computation.
+    `settings` are the plain values on which vectors depend; a file with other settings is replaced. `rows` are (number
+    of the split, number of the video in it, vector) in order of computation.
     """
 
     def __init__(self, path: Path, settings: object):
         key = hashlib.blake2b(strict_json(settings).encode(), digest_size=16).hexdigest()
         self.rows: list[tuple[int, int, np.ndarray]] = []
-        whole = 0
+        end = 0  # of the last complete row
         try:
             with open(path, "rb") as file:
                 if str(np.load(file)) == key:
-                    whole = file.tell()
-                while whole:
+                    end = file.tell()
+                while end:
                     split, video = np.load(file).tolist()
                     self.rows.append((split, video, np.load(file)))
-                    whole = file.tell()
+                    end = file.tell()
         except (OSError, ValueError, EOFError):  # no file yet, or its end
             pass
-        if not whole:
+        if not end:
             path.write_bytes(b"")
         self._file = open(path, "r+b")  # noqa: SIM115, as it stays open
-        self._file.truncate(whole)
-        self._file.seek(whole)
-        if not whole:
+        self._file.truncate(end)
+        self._file.seek(end)
+        if not end:
             np.save(self._file, np.array(key))
 
     def pending(self, split: int, videos: int) -> np.ndarray:
         """The numbers of the `videos` of a split that are not there yet, int64 [n]."""
-        return np.setdiff1d(np.arange(videos), [video for own, video, _ in self.rows if own == split])
+        return np.setdiff1d(np.arange(videos), [video for number, video, _ in self.rows if number == split])
 
     def add(self, split: int, video: int, vector: np.ndarray) -> None:
         np.save(self._file, np.array([split, video]))
@@ -183,9 +185,9 @@ class Progress:
         self._file.close()
 
 
-# --- datasets as other tools import them, with labels, splits and embeddings where they take them -------------
+# --- exports with labels, splits and embeddings for other tools -----------------------------------------------
 #
-# Parquet: a row for each video, as pandas, polars and DuckDB read it. FiftyOne: a folder for
+# Parquet: a row for each video, for pandas, polars and DuckDB. FiftyOne: a folder for
 # `fiftyone.Dataset.from_dir(dataset_dir=..., dataset_type=fiftyone.types.FiftyOneDataset)`, in the form without a
 # version (plain JSON). Label Studio: tasks for its import (Label Studio JSON format), and their labeling configuration.
 
@@ -194,7 +196,7 @@ LOCAL_FILES = "/data/local-files/?d="  # how Label Studio's local storage names 
 
 
 def write_fiftyone(embeddings: Embeddings, folder: Path) -> None:
-    """`folder`/metadata.json, samples.json, and frames.json, which is empty; videos stay where they are.
+    """Writes `folder`/metadata.json, samples.json, and an empty frames.json; videos stay where they are.
 
     A sample has the tags of its split, its labels as `ground_truth`, and its vector as the list `embedding`.
     """
@@ -213,7 +215,7 @@ def write_fiftyone(embeddings: Embeddings, folder: Path) -> None:
                 "frames": "frames.json",
                 "ground_truth": truth,
                 "group_name": str(embeddings.groups[row]),
-                "start_s": float(embeddings.starts[row]),  # null where the file is not cut, as JSON has no NaN
+                "start_s": float(embeddings.starts[row]),  # null if the whole file is meant, as JSON has no NaN
                 "end_s": float(embeddings.ends[row]),
                 EMBEDDING: embeddings.vectors[row].astype(float).round(6).tolist(),
             }
@@ -228,8 +230,8 @@ def write_fiftyone(embeddings: Embeddings, folder: Path) -> None:
 
 
 def write_label_studio(embeddings: Embeddings, folder: Path) -> None:
-    """`folder`/tasks.json and labeling_config.xml. Labels stand in a task as an annotation, which its own export has
-    again; paths as its local storage serves them with the document root /."""
+    """Writes `folder`/tasks.json and labeling_config.xml. The labels of a task are an annotation, which Label Studio's
+    own export returns. Paths are those of its local storage with the document root /."""
     folder.mkdir(parents=True, exist_ok=True)
     tasks = []
     for row in range(len(embeddings)):
@@ -252,9 +254,9 @@ def write_label_studio(embeddings: Embeddings, folder: Path) -> None:
 
 
 def write_parquet(embeddings: Embeddings, folder: Path) -> None:
-    """`folder`/embeddings.parquet with path, split, group, labels (names), start_s, end_s (null where the file is not
-    cut) and vector; `classes` and `encoder` are JSON in the schema's metadata. Raises `UserError` for names that are
-    not UTF-8."""
+    """Writes `folder`/embeddings.parquet with path, split, group, labels (names), start_s, end_s (null if the whole
+    file is meant) and vector; `classes` and `encoder` are JSON in the schema's metadata. Raises `UserError` for names
+    that are not UTF-8."""
     import pyarrow
     import pyarrow.parquet
 

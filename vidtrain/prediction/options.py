@@ -42,9 +42,9 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
     faults = check_targets(cfg) + check_settings(cfg, PredictConfig)
     faults += _check_places(cfg) + _check_windows(cfg.windows)
     if cfg.heat_class is not None and not cfg.render:
-        faults.append(("heat_class", "is the class of the heat map of render=true, which is not asked for"))
+        faults.append(("heat_class", "has no effect without render=true"))
     if cfg.heat_class is not None and cfg.heat in ("attention", "none"):
-        faults.append(("heat_class", f"heat={cfg.heat} is of no class; say heat=grad_cam"))
+        faults.append(("heat_class", f"has no effect with heat={cfg.heat}; set heat=grad_cam"))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         why = "predict runs in one process: without torchrun, start it once for each share of videos"
         faults.append(("device", why))
@@ -121,9 +121,9 @@ def output_place(cfg: DictConfig) -> Path | None:
 def as_trained(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
     """The checkpoint's configuration, changed by the options of the command line."""
     trained = changed_config(config, cfg, CHANGES)
-    trained.trainer.num_workers = cfg.num_workers  # of this machine, not of that which trained
+    trained.trainer.num_workers = cfg.num_workers  # for this machine, not for the one that trained
     if cfg.windows.stride is not None and cfg.eval_clips is None and trained.model.fusion != "joint":
-        trained.clip.eval_clips = 1  # clips of one window would show nearly the same
+        trained.clip.eval_clips = 1  # several clips of one window would be nearly equal
     return trained
 
 
@@ -131,7 +131,7 @@ def check_trained(trained: DictConfig, cfg: DictConfig) -> list[tuple[str, str]]
     """The faults of the keys in `USED` of a checkpoint's configuration, as changed by the command line."""
     absent = [key for key in USED if OmegaConf.select(trained, key) is None]
     if absent:
-        return [(key, "is not in the checkpoint, and nothing can be predicted without") for key in absent]
+        return [(key, "is not in the checkpoint, but prediction needs it") for key in absent]
     faults = [fault for fault in check_targets(trained) if fault[0].startswith(USED)]
     if faults:
         return faults
@@ -146,15 +146,15 @@ def check_trained(trained: DictConfig, cfg: DictConfig) -> list[tuple[str, str]]
         size = build.clip_size(trained)
         build.model_without_memory(trained).encoder.grid(trained.clip.frames, *size)
 
-    trials: dict[str, Callable[[], object]] = {
+    attempts: dict[str, Callable[[], object]] = {
         "clip": lambda: try_clip(trained),
         "augmentation.eval": try_geometry,
         "model": try_model,
         "loss": lambda: build.instantiate_component(trained.loss),
     }
-    for key, trial in trials.items():
+    for key, attempt in attempts.items():
         try:
-            trial()
+            attempt()
         except UserError as error:
             faults.append((key, str(error)))
     if cfg.windows.stride is not None and cfg.windows.length is None and trained.clip.sampling == "uniform":
@@ -164,7 +164,7 @@ def check_trained(trained: DictConfig, cfg: DictConfig) -> list[tuple[str, str]]
 
 
 def class_number(name: str | None, classes: Sequence[str], path: Path) -> int | None:
-    """The number of the class that `heat_class` names. Raises `UserError` where the checkpoint at `path` lacks it."""
+    """The number of the class that `heat_class` names. Raises `UserError` if the checkpoint at `path` lacks it."""
     from vidtrain.data.manifest.manifest import one_spelling
 
     if name is None:
@@ -178,7 +178,7 @@ def class_number(name: str | None, classes: Sequence[str], path: Path) -> int | 
 def check_graph(
     trained: DictConfig, model: "VideoClassifier | OnnxClassifier", clip_shape: tuple[int, ...], path: Path
 ) -> None:
-    """Raises `UserError` for an exported graph that takes clips of another shape than its card says."""
+    """Raises `UserError` for an exported graph that takes clips of another shape than its card describes."""
     from vidtrain.build.parts import instantiate_component
     from vidtrain.data.augment.geometry import WholeFrame
     from vidtrain.models.exporting import OnnxClassifier
