@@ -81,7 +81,7 @@ def audit(cfg: DictConfig) -> None:
     for leak in summary["shortcuts"]:
         if leak["called_out"]:
             share = f"{leak['accuracy']:.1%} of the videos, against {leak['baseline']:.1%} for the most common class"
-            console.warn(f"{leak['attribute']} alone tells the class in {share}")
+            console.warn(f"{leak['attribute']} alone predicts the class of {share}")
     console.info(f"{page} after {time.monotonic() - started:.0f} s")
     exceeded = [bound for bound in summary["bounds"] if not bound["kept"]]
     if exceeded:

@@ -62,7 +62,7 @@ def find_views(
         evaluated = compute_views(cfg, ranks, console, stack)
         if evaluated.card is not None:
             raise UserError(
-                f"{checkpoint} is exported already: calibrate the run or its checkpoint, and export that again"
+                f"{checkpoint} is an exported file: calibrate the run or its checkpoint, and export it again"
             )
         return evaluated.views, evaluated.fusion
     views = open_views(Path(cfg.from_table))
@@ -78,7 +78,7 @@ def remove(place: Path, checkpoint: Path, console: "Console") -> None:
     if not place.is_file():
         raise UserError(f"remove=true: {checkpoint} is not calibrated, there is no {place}")
     place.unlink()
-    console.info(f"removed {place}; files that were exported keep what they were exported with")
+    console.info(f"removed {place}; exported files keep their calibration")
     write_page_again(checkpoint, console)
 
 
@@ -100,9 +100,9 @@ def show(record: Mapping[str, Any], console: "Console") -> None:
 
     before, after, scaling = record["before"], record["after"], record["scaling"]
     rows = [(title, with_interval(before[name]), with_interval(after[name])) for name, title in RELIABILITY.items()]
-    rows.append(("by chance, if believable", f"{before['chance']:.4f}", f"{after['chance']:.4f}"))
+    rows.append(("by chance, if calibrated", f"{before['chance']:.4f}", f"{after['chance']:.4f}"))
     title = f"{Scaling(scaling['scale'], scaling['bias'])} on {record['split']}, {record['coverage']} videos"
-    console.table(f"{title}, {record['protocol']['text']}", ("", "before", "after, on videos not fitted on"), rows)
+    console.table(f"{title}, {record['protocol']['text']}", ("", "before", "after, on held-out videos"), rows)
     thresholds, sets = record["thresholds"], record["sets"]
     if thresholds is not None:
         classes = thresholds["classes"]

@@ -38,7 +38,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
     if cfg.pretrained is not None and cfg.calibrated:
         faults.append(("calibrated", "published weights have no calibration; a checkpoint may"))
     if cfg.pretrained is not None and cfg.card:
-        faults.append(("card", "a model card is made of a run's folder, and published weights have none"))
+        faults.append(("card", "a model card needs a run's folder, and published weights have none"))
     if cfg.formats is not None and not cfg.formats and not cfg.card:
         known = [*FORMATS["choices"](), *PRETRAINING_FORMATS["choices"]()]
         faults.append(("formats", f"nothing to write: name at least one of {', '.join(known)}"))
@@ -49,7 +49,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
             check_onnx(cfg.opset)
         except UserError as error:
             key = "opset" if "opset" in str(error) else "formats"
-            if key == "opset" or cfg.formats is not None:  # null may turn out to mean others
+            if key == "opset" or cfg.formats is not None:  # formats=null may choose others
                 faults.append((key, str(error)))
     return faults
 
@@ -112,17 +112,17 @@ def export(cfg: DictConfig) -> None:
 
 
 def _publish(cfg: DictConfig, trained: "LoadedCheckpoint", console: "Console") -> None:
-    """What a run of pretraining trained, in the layouts of others."""
+    """Exports the network of a pretraining run in the layouts of published files."""
     from vidtrain.runs.export import chosen_formats
     from vidtrain.runs.publish import pretrained_network, publish
 
     if cfg.precision != "fp32":
-        raise UserError(f"precision={cfg.precision}: layouts of pretraining hold fp32; take it back")
+        raise UserError(f"precision={cfg.precision}: pretrained networks are exported as fp32; leave it out")
     if cfg.calibrated:
-        raise UserError("calibrated=true: a network of pretraining has no calibration; leave it out")
+        raise UserError("calibrated=true: a pretrained network has no calibration; leave it out")
     assert trained.weights is not None
     folder, config = run_of(trained.source), migrate(trained.config, str(trained.source))
-    formats = chosen_formats(cfg.formats, PRETRAINING_FORMATS, "a network of pretraining")
+    formats = chosen_formats(cfg.formats, PRETRAINING_FORMATS, "a pretrained network")
     out = Path(cfg.out or (folder / "export" if folder else Path("outputs/export") / trained.source.stem))
     if folder is not None and cfg.out is None:
         check_inside(out, folder)

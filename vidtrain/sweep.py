@@ -21,7 +21,7 @@ from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_lines
 from vidtrain.tracking.console import use_utf8
 
-NOT_OF_TRAINING = ("-m", "--multirun", "action=", "folder=", "retry=", "interval=", "watch=", "hydra.sweep.dir=",
+NOT_FOR_TRAINING = ("-m", "--multirun", "action=", "folder=", "retry=", "interval=", "watch=", "hydra.sweep.dir=",
                    "hydra.mode=")  # fmt: skip
 
 
@@ -75,13 +75,13 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
 
     options = dict(text.partition("=")[::2] for text in arguments if text.startswith(("folder=", "retry=")))
     if "folder" not in options:
-        raise UserError("resume what? python -m vidtrain.sweep resume DIR, the folder of a sweep")
+        raise UserError("name the folder of a sweep: python -m vidtrain.sweep resume DIR")
     if "retry" in options and options["retry"] not in ("true", "false"):
         raise UserError(f"retry={options['retry']}: true or false")
     folder = Path(unquoted(options["folder"])).absolute()
     record = SweepRecord.read(folder)
     _go_to(record.started_in, folder / SWEEP)
-    overrides = [override for override in arguments if not override.startswith(NOT_OF_TRAINING)]
+    overrides = [override for override in arguments if not override.startswith(NOT_FOR_TRAINING)]
     if "retry" in options:
         overrides.append(f"hydra.sweeper.retry={options['retry']}")
     replaced = {override.lstrip("+~").partition("=")[0] for override in overrides}

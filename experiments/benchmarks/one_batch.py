@@ -1,4 +1,4 @@
-"""A training run on one batch in memory, for benchmarks of what a step takes besides its data."""
+"""A training run on one batch in memory, for benchmarks of a step without its data."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -36,7 +36,7 @@ def run_of(
     train_batches: Callable[[int, int], Iterable[Batch]],
     steps: int,
 ) -> Run:
-    """A run of `steps` an epoch on what `train_batches` gives, which evaluates nothing; checkpoints lie in `folder`."""
+    """A run of `steps` an epoch on the batches of `train_batches`, without evaluation; checkpoints lie in `folder`."""
 
     def evaluate() -> Report:
         none = torch.zeros(1, dtype=torch.int64)

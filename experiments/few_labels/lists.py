@@ -5,7 +5,7 @@ python experiments/few_labels/lists.py DATA GESTURES SHAPES OUT
 
 DATA/ucf101/{videos,splits} lie as dataset=ucf101 has them. GESTURES/groups.csv has the columns path, label and group.
 SHAPES holds class folders of COLOR_SHAPE_NUMBER.mp4.
-What is left out, or the official test split, stands in val.csv: runs on these evaluate once, at their end, and select
+val.csv holds the left-out videos, or the official test split: runs on these evaluate once, at their end, and select
 nothing.
 """
 
@@ -30,11 +30,11 @@ def write(folder: Path, train: list[Row], val: list[Row]) -> None:
 def leave_out_shapes(shapes: Path, out: Path) -> None:
     videos = [(path, path.stem.split("_")[-2]) for path in sorted(shapes.glob("*/*.mp4"))]
     for shape in {shape for _, shape in videos}:
-        own, others = (
-            [(str(path), path.parent.name) for path, other in videos if (other == shape) is is_own]
-            for is_own in (True, False)
+        left_out, others = (
+            [(str(path), path.parent.name) for path, other in videos if (other == shape) is is_left_out]
+            for is_left_out in (True, False)
         )
-        write(out / f"shape_{shape}", others, own)
+        write(out / f"shape_{shape}", others, left_out)
 
 
 def main(data: Path, gestures: Path, shapes: Path, out: Path) -> None:
@@ -42,12 +42,12 @@ def main(data: Path, gestures: Path, shapes: Path, out: Path) -> None:
     with open(gestures / "groups.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for person in sorted({row["group"] for row in rows}):
-        own, others = (
-            [(str(gestures / row["path"]), row["label"]) for row in rows if (row["group"] == person) is is_own]
-            for is_own in (True, False)
+        left_out, others = (
+            [(str(gestures / row["path"]), row["label"]) for row in rows if (row["group"] == person) is is_left_out]
+            for is_left_out in (True, False)
         )
-        write(out / person, others, own)
-        write(out / f"only_{person}", own, others)
+        write(out / person, others, left_out)
+        write(out / f"only_{person}", left_out, others)
     for fold in (1, 2, 3):
         splits = UCF101(
             root=str(data / "ucf101/videos"), annotations=str(data / "ucf101/splits"), fold=fold

@@ -46,8 +46,8 @@ def runs_of(sweep: Path) -> list[Run]:
     return runs
 
 
-def reached(name: str, runs: Sequence[Run]) -> str:
-    """What each seed reaches: of sports the mean of top-1 over the folds, of others right answers of all videos."""
+def results_by_seed(name: str, runs: Sequence[Run]) -> str:
+    """The result of each seed: for sports the mean top-1 over folds, for others the number of correct predictions."""
     by_seed = defaultdict(list)
     for run in runs:
         by_seed[run.config.seed].append(run)
@@ -66,20 +66,20 @@ def changed(sweep: Path) -> str:
 
 
 def baselines(runs: Iterable[Run]) -> dict[str, list[int]]:
-    """Right answers of each baseline on the videos of runs, and how many videos these are."""
+    """Correct predictions of each baseline on the videos of runs, and the number of videos."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for run in runs:
         index = Path(run.config.data.index_root) / run.config.dataset.name
         digests = json.loads((run.folder / "dataset.json").read_text())["digests"]
         predictions = run.folder / "eval" / run.split / "predictions.csv"
-        for verdict in compare_with_known(index, digests, run.split, predictions, False):
-            counts[verdict.name][0] += round(verdict.baseline * verdict.videos)
-            counts[verdict.name][1] += verdict.videos
+        for known in compare_with_known(index, digests, run.split, predictions, False):
+            counts[known.name][0] += round(known.baseline * known.videos)
+            counts[known.name][1] += known.videos
     return counts
 
 
 def times(root: Path) -> dict[str, list[tuple[str, str]]]:
-    """(seeds, seconds in words) of each start of a sweep."""
+    """(seeds, times as text) of each start of a sweep."""
     starts, path = defaultdict(list), root / "times.csv"
     if path.is_file():
         with open(path, newline="", encoding="utf-8") as file:
@@ -106,15 +106,15 @@ def main(root: Path) -> None:
     sweeps = {path.parent.name: path.parent for path in sorted(root.glob("*/sweep.json"))}
     runs = {sweep: runs_of(path) for sweep, path in sweeps.items()}
     rows = list(dict.fromkeys(sweep.partition("_")[2] for sweep in sweeps))
-    results = {sweep: reached(sweep.partition("_")[0], of) for sweep, of in runs.items()}
+    results = {sweep: results_by_seed(sweep.partition("_")[0], of) for sweep, of in runs.items()}
     settings = {sweep.partition("_")[2]: changed(path) for sweep, path in sweeps.items()}
     columns = ["row", *SETS.values()]
     table(
-        "Right answers, a number a seed; of ucf101_5 the mean of the folds",
+        "Correct predictions, a number for each seed; for ucf101_5 the mean top-1 of the folds",
         [*columns, "changed"],
         ([*cells, settings[cells[0]]] for cells in by_row(results, rows)),
     )
-    beside = {
+    baseline_cells = {
         f"{name}_{baseline}": f"{right} of {videos}"
         for name in SETS
         if f"{name}_recipe" in runs
@@ -122,7 +122,7 @@ def main(root: Path) -> None:
             run for run in runs[f"{name}_recipe"] if run.config.seed == 0
         ).items()
     }
-    table("Baselines", columns, by_row(beside, dict.fromkeys(key.partition("_")[2] for key in beside)))
+    table("Baselines", columns, by_row(baseline_cells, dict.fromkeys(key.partition("_")[2] for key in baseline_cells)))
     starts = times(root)
     for start, title in enumerate(("the first seed, encoding included", "further seeds")):
         cells = {

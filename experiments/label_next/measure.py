@@ -1,4 +1,4 @@
-"""What videos that are chosen to be labeled are worth: accuracy on the test split by strategy and number of labels.
+"""Accuracy on the test split by labeling strategy and number of labels.
 
 python experiments/label_next/measure.py EMBEDDINGS
 
@@ -32,7 +32,7 @@ def curve(pool: Embeddings, test: Embeddings, strategy: str, seed: int) -> list[
         reached.append(accuracy(pool.take(known), test))
         if len(known) >= MOST:
             return reached
-        if len(np.unique(pool.labels[known])) < 2:  # nothing to doubt yet
+        if len(np.unique(pool.labels[known])) < 2:  # a classifier needs two classes
             rows = np.arange(len(rest))[:STEP]
         else:
             rows, _ = choose_next(pool.take(known), pool.take(rest), strategy, STEP, seed + len(known))

@@ -1,4 +1,4 @@
-"""One part of each kind, as a user would write it beside the repo: a module of one's own and a folder of YAML files."""
+"""One part of each kind, as a user would write it outside of the repo, beside a folder of YAML files."""
 
 import csv
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class ListedVideos:
 
 
 class Posterize(nn.Module):
-    """An augmentation in the place of color: fewer levels, with a chance that each view's own seed decides."""
+    """An augmentation in place of color: fewer levels, with a probability; the seed of each view decides."""
 
     def __init__(self, levels: int, chance: float):
         super().__init__()
@@ -69,7 +69,7 @@ class ConvFrames(nn.Module):
         return list(self.blocks)
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """How many tokens lie along t, h and w."""
+        """The number of tokens along t, h and w."""
         return frames, height // 8, width // 8
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class ConvFrames(nn.Module):
 
 
 class ClipNet(nn.Sequential):
-    """A whole model: clips [b 3 t h w] to logits [b k]. It knows nothing of encoders and heads."""
+    """A whole model: clips [b 3 t h w] to logits [b k]. It has no separate encoder and head."""
 
     def __init__(self, num_classes: int, width: int):
         super().__init__(
@@ -105,7 +105,7 @@ class MaxPoolClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class CrossEntropyWithPenalty:
-    """A loss: cross-entropy, and a price on large logits."""
+    """A loss: cross-entropy with a penalty on large logits."""
 
     penalty: float
     independent: ClassVar[bool] = False  # classes exclude each other
@@ -134,7 +134,7 @@ class SignSGD(torch.optim.Optimizer):
 
 @dataclass(frozen=True)
 class InverseRoot:
-    """A schedule: warmup, then as one over the root of the step."""
+    """A schedule: warmup, then proportional to 1 / sqrt(step)."""
 
     warmup_steps: int = 10
 

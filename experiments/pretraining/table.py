@@ -24,7 +24,7 @@ def finished(folder: Path, name: str) -> dict[int, dict[str, float]]:
 
 
 def before_training(folder: Path, name: str, metric: str) -> dict[int, float]:
-    """What the probe of the untrained encoder reached: the first row of each run's metrics."""
+    """The metric of the untrained encoder, from the first row of each run's metrics."""
     first = {seed: (folder / f"{name}{seed}" / "metrics.jsonl").open().readline() for seed in finished(folder, name)}
     return {seed: json.loads(row)[f"val/{metric}"] for seed, row in first.items()}
 

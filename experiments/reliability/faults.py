@@ -44,7 +44,7 @@ SMALL = 50_000  # bytes: more than any log of these runs, less than any checkpoi
 
 
 class Bench(NamedTuple):
-    """What every trial needs: where runs start, the undisturbed one, how long it took, and a folder of its own."""
+    """The context of one attempt: the folder where runs start, the undisturbed run, its duration, and a folder."""
 
     data: Path
     alone: Path
@@ -56,7 +56,7 @@ class Bench(NamedTuple):
         return start_training(run, f"data_root={self.data}", *TINY, *overrides)
 
     def finished(self, run: Path, *overrides: str) -> str:
-        """Resumes a run and says how it ended, held against the undisturbed one."""
+        """Resumes a run and compares its end with the undisturbed run."""
         child = self.start(run, *overrides)
         status = child.wait()
         if status != 0:
@@ -97,8 +97,7 @@ def killed_inside_saving(bench: Bench) -> str:
 
 @contextmanager
 def filled_up(bench: Bench, first: int, last: int) -> Iterator[tuple[Path, Child] | None]:
-    """A run on a small disk that is filled once it has come to a step from `first` to `last`; None where no disk can be
-    mounted."""
+    """A run on a small disk that is filled at a step from `first` to `last`; None if no disk can be mounted."""
     with small_disk(bench.folder / "disk") as mounted:
         if not mounted:
             yield None
@@ -151,7 +150,7 @@ def no_room_for_rows(bench: Bench) -> str:
 
 
 def _ended(bench: Bench) -> Path:
-    """A copy of the undisturbed run, as if it had been killed before its closing evaluation."""
+    """A copy of the undisturbed run, as if it had been killed before its final evaluation."""
     run = bench.folder / "run"
     shutil.copytree(bench.alone, run)
     (run / "summary.json").unlink()
@@ -178,7 +177,7 @@ def _passed_over(run: Path) -> str:
 
 
 def bits_flipped(bench: Bench) -> str:
-    """A thousand single bits of what a checkpoint holds, each of which loading must notice."""
+    """Flips a thousand single bits of a checkpoint's content, each of which loading must notice."""
     path = bench.folder / "last.pt"
     unnoticed = 0
     for _ in range(1000):
@@ -206,7 +205,7 @@ def worker_ended_by(number: int) -> Callable[[Bench], str]:
 
 
 def video_that_goes(bench: Bench) -> str:
-    """A training video is no longer one while the run is under way: a pipe that nobody writes to is in its place."""
+    """During the run, a pipe without a writer replaces a training video."""
     run, data = bench.folder / "run", bench.folder / "data"
     shutil.copytree(bench.data, data)
     options = ("trainer.num_workers=1", "trainer.max_unreadable_fraction=0.5", "trainer.epochs=8")

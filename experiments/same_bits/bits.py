@@ -1,7 +1,7 @@
-"""Hashes of what seeded runs leave behind, made with the code of any checkout, and the comparison of two such files.
+"""Hashes the files of seeded runs that the code of any checkout made, and compares two such sets of hashes.
 
 python experiments/same_bits/bits.py run CHECKOUT OUT [CASE ...]    # trains all cases, or those named: OUT/bits.json
-python experiments/same_bits/bits.py hash OUT                      # the hashes of runs that are there, anew
+python experiments/same_bits/bits.py hash OUT                      # hashes existing runs again
 python experiments/same_bits/bits.py compare OUT_A OUT_B            # status 1, and the names, where a hash differs
 """
 
@@ -41,7 +41,7 @@ CASES: dict[str, list[str]] = {
     "two_ranks": [*SHORT, "trainer.epochs=1"],
     "killed": [*SHORT, "trainer.save_every=3it"],
 }
-# What the clock, the machine or the name of a folder decides, and not the weights
+# Fields that depend on the clock, the machine or the name of a folder
 TIMED = ("time/", "memory/", "train/clips_per_s", "train/data_share", "seconds")
 
 
@@ -83,7 +83,7 @@ def run_case(name: str, checkout: Path, out: Path, data: Path) -> dict[str, str]
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """A hash each of what the checkpoints hold, the metrics, the steps of every rank, and the predictions on test."""
+    """Hashes of the checkpoints' content, the metrics, the steps of every rank, and the predictions on test."""
     found = {}
     for checkpoint in ("last", "best"):
         payload = torch.load(folder / f"checkpoints/{checkpoint}.pt", weights_only=True)
@@ -105,7 +105,7 @@ def untimed(row: dict) -> dict:
 
 
 def digest(value: object) -> str:
-    """A hash of nested containers, in which every tensor counts by its type, its shape and its bytes."""
+    """A hash of nested containers, with the type, shape and bytes of every tensor."""
     total = hashlib.sha256()
 
     def take(part: object) -> None:

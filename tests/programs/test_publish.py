@@ -160,7 +160,7 @@ def test_of_a_frozen_teacher_there_is_the_encoder_alone(tmp_path):
             [],
             "1 blocks, 4 heads and 24 outputs, but the model's is of width 24, 1 blocks, 3 heads",
         ),
-        ("videomae", [], ["formats=[onnx]"], "formats: onnx is not for a network of pretraining"),
+        ("videomae", [], ["formats=[onnx]"], "formats: onnx is not for a pretrained network"),
         ("videomae", [], ["precision=fp16"], "precision=fp16"),
         ("videomae", [], ["calibrated=true"], "calibrated=true"),
     ],

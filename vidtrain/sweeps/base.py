@@ -93,13 +93,13 @@ class TrialSweeper(Sweeper):
         self.overrides = {override.get_key_element(): override for override in parsed}
         self.swept = {key: override for key, override in self.overrides.items() if override.is_sweep_override()}
         if "run_dir" in self.overrides:
-            raise UserError("run_dir gives all trials of a sweep one folder; name the sweep's with hydra.sweep.dir=")
+            raise UserError("run_dir= would give all trials of a sweep one folder; set hydra.sweep.dir= instead")
         if not self.swept:
             raise UserError(
-                "-m sweeps, and no setting has several values: write optimizer.lr=1e-4,3e-4, or leave -m out"
+                "-m starts a sweep, but no setting has several values: write optimizer.lr=1e-4,3e-4, or leave -m out"
             )
         if "trainer.monitor" in self.swept:
-            raise UserError("trainer.monitor is what trials are compared by: give one")
+            raise UserError("trainer.monitor compares the trials, so it must have one value")
         first = self._compose([first_value(override) for override in self.overrides.values()])
         self.folder = Path(first.hydra.sweep.dir).absolute()
         self.check_swept()
@@ -144,8 +144,8 @@ class TrialSweeper(Sweeper):
             others = [path.name for path in self.folder.iterdir() if path.name != ".lock"]
             if others:
                 raise UserError(
-                    f"{self.folder} holds {min(others)} and no {SWEEP}: it is no sweep to go on with; choose another "
-                    "hydra.sweep.dir"
+                    f"{self.folder} holds {min(others)} and no {SWEEP}, so it is not the folder of a sweep; choose "
+                    "another hydra.sweep.dir"
                 )
             return record
         earlier = SweepRecord.read(self.folder)

@@ -1,4 +1,4 @@
-"""What calibrating a large val split costs, once its logits are there; and how well intervals of its errors cover.
+"""Times the calibration of a large val split from its logits, and measures how well intervals of its errors cover.
 
 python experiments/benchmarks/calibration/bench.py [--videos 20000] [--classes 400] [--threads 2] [--coverage]
 """
@@ -23,7 +23,7 @@ from vidtrain.evaluator.calibration import least_probabilities, risk_coverage, t
 
 
 def made_up(videos: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a network that is right on some 3 of 4 videos, and too sure."""
+    """Logits of an overconfident network that is right on about 3 of 4 videos."""
     rng = torch.Generator().manual_seed(0)
     labels = torch.randint(classes, (videos,), generator=rng)
     logits = torch.randn(videos, classes, generator=rng)
@@ -60,7 +60,7 @@ def time_parts(videos: int, classes: int) -> None:
 
 
 def interval_coverage(trials: int = 200) -> None:
-    """How often intervals hold the calibration error of a source of answers that is too sure by some amount."""
+    """How often intervals contain the calibration error of a source that is overconfident by some amount."""
     rng = np.random.default_rng(0)
 
     def draw(n: int, too_sure: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

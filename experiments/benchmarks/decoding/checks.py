@@ -1,4 +1,4 @@
-"""Whether a reader gives the frames that were asked for, and how good their pixels are."""
+"""Checks whether a reader gives the right frames, and how accurate their pixels are."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ SCALINGS = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
 
 @dataclass(frozen=True)
 class Reference:
-    """What decoding a file from beginning to end gives: its facts, and small luma pictures of its frames.
+    """Facts of a file, and small luma pictures of its frames, from decoding it from beginning to end.
 
     `luma` is float32 [scaling frame pixel], for each of `SCALINGS`.
     """
@@ -65,7 +65,7 @@ def _small(pictures: Tensor) -> Tensor:
 
 
 def wrong_frames(reader: Reader, job: Job, known: Reference) -> tuple[int, int]:
-    """How many frames of a centered job are not the ones asked for, and of how many."""
+    """The number of wrong frames of a centered job, and the number of its frames."""
     if isinstance(reader, Floor):
         frames = {index: _rendered(frame, job.crop) for index, frame in reader.frames(job)}
         pixels = arranged(torch.stack([frames[index] for index in job.unique.tolist()]), job)

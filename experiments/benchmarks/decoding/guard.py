@@ -10,14 +10,14 @@ from vidtrain.data.loading.workers import keep_freed_memory
 
 @dataclass(frozen=True)
 class Halt:
-    """The child did not finish: `at` is the last thing that it said it would do."""
+    """The child did not finish; `at` is the last action that it announced."""
 
     at: str
     cause: str
 
 
 class Pipe:
-    """The child's end: says what it is about to do, and sends what it found."""
+    """The child's end of the pipe: it announces its next action, and sends its results."""
 
     def __init__(self, connection: Connection):
         self._connection = connection

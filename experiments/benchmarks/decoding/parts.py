@@ -52,7 +52,7 @@ def measure(pipe: Pipe, path: str, names: list[str], settings: Settings) -> None
 
 
 def _check(reader: Reader, work: str, count: int, path: str, known: Reference) -> tuple[int, int] | str:
-    """How many frames are wrong, of how many; or why there are none. Also what warms the reader up."""
+    """The numbers of wrong frames and of all frames, or why there are none. This also warms the reader up."""
     rng = np.random.default_rng(1)
     try:
         reader.prepare(path)

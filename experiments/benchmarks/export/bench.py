@@ -1,4 +1,4 @@
-"""Exports one model of each family, with random weights and the clips that it is meant for, and says what came of it.
+"""Exports one model of each family, with random weights and clips of its usual shape, and prints the differences.
 
 python experiments/benchmarks/export/bench.py [--models r2plus1d_18,s3d] [--precision fp16]
 """

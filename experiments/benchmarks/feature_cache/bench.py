@@ -1,4 +1,4 @@
-"""What cached features gain: seconds of an epoch with and without, and whether heads become as good.
+"""Times an epoch with and without cached features, and compares the accuracy of the heads.
 
 The table of README.md: run it from the repository's root, on an idle machine if there is one.
 """
@@ -48,7 +48,7 @@ def cached(out: Path, name: str, views: int) -> list[str]:
 
 
 def epoch_seconds(folder: Path) -> list[float]:
-    """Of every epoch from the second on, with the validation before it: the first waits for workers."""
+    """Seconds of every epoch from the second on, including validation; the first epoch waits for workers."""
     return [row["time/epoch_s"] for row in read_metrics(folder) if "time/epoch_s" in row][1:]
 
 
@@ -57,7 +57,7 @@ def measure_speed(out: Path, rounds: int) -> None:
     _, filling = train(out, "fill", *data, *cached(out, "speed", 1), "trainer.epochs=1")
     _, reading = train(out, "read", *data, *cached(out, "speed", 1), "trainer.epochs=1")
     plain, kept = [], []
-    for number in range(rounds):  # in turn, as others use the machine too
+    for number in range(rounds):  # they take turns, as other programs use the machine too
         plain += epoch_seconds(train(out, f"plain{number}", *data, "trainer.epochs=2")[0])
         kept += epoch_seconds(train(out, f"cached{number}", *data, *cached(out, "speed", 1), "trainer.epochs=6")[0])
     size = sum(file.stat().st_size for file in (out / "features_speed").rglob("tokens.f16"))

@@ -1,4 +1,4 @@
-"""What the training loop costs on top of a bare forward, backward and optimizer step of the same model.
+"""Times the training loop and a bare forward, backward and optimizer step of the same model.
 
 python experiments/benchmarks/loop/bench.py [override ...]
 

@@ -78,7 +78,7 @@ def adapted(model: VideoClassifier, phase: PhaseSettings) -> VideoClassifier:
 
 
 def measure(way: str, rank: int) -> dict[str, float]:
-    """Two optimizer steps of ViT-B: MiB at their peak above what lay in memory before the model, and the rest."""
+    """Two optimizer steps of ViT-B: peak MiB above the memory before the model was built, and other figures."""
     cfg, phase = configured("vit3d_base", way, rank)
     clip, label = torch.randn(1, 1, 3, 16, 224, 224), torch.zeros(1, dtype=torch.int64)
     before = _resident("VmRSS")

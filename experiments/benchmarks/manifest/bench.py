@@ -1,4 +1,4 @@
-"""What a manifest of millions of records costs: reading its listing once, opening it, memory in workers, shuffling.
+"""Time and memory of a manifest of millions of records: reading its listing, opening it, workers, shuffling.
 
 python experiments/benchmarks/manifest/bench.py [--records 10000000] [--workers 4] [--folder FOLDER]
 
@@ -41,7 +41,7 @@ def write_listing(path: Path, records: int, salt: int) -> int:
             labels = rng.integers(CLASSES, size=count).tolist()
             starts = rng.integers(10_000, size=count).tolist()
             if first == 0:
-                labels[: min(count, CLASSES)] = range(min(count, CLASSES))  # so that none is absent
+                labels[: min(count, CLASSES)] = range(min(count, CLASSES))  # so that no class is absent
             numbers = range(first, first + count)
             lines = [
                 f"/datasets/kinetics/videos/train/class_{label:03d}/"
@@ -140,7 +140,7 @@ def work(manifest: Manifest | None, records: int, number: int, ready, answers) -
     for index in rng.integers(records, size=TOUCHED).tolist():
         if manifest is not None:
             manifest[index]
-    ready.wait()  # all hold what they hold
+    ready.wait()  # until every worker has read its records
     answers.put(memory())
     ready.wait()
 
