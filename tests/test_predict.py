@@ -408,7 +408,7 @@ def test_every_mistake_of_a_call_is_told_at_once(tmp_path):
         "fusion: mean is unknown",
         "windows.smooth: 2 must be an odd number",
         "windows.stride: 0.0 must be above 0 seconds",
-        "heat_class: is the class of the heat map of render=true",
+        "heat_class: has no effect without render=true",
         f"out: {tmp_path}/file is a file: name a folder",
         "crops: 0 must be 1 or more",
         "decode_timeout_s: 0.0 must be above 0",
