@@ -98,7 +98,7 @@ def publish(
     if summary is not None and summary.is_file():
         results = read_json(summary, "the card shows the run's results", ["steps", "protocol"])
     write_text_atomic(
-        out / MODEL_CARD, render("pretraining_card.md.jinja", card=card, found=results, dataset=config.dataset)
+        out / MODEL_CARD, render("pretraining_card.md.jinja", card=card, results=results, dataset=config.dataset)
     )
     console.info(f"model card {out / MODEL_CARD}")
 
