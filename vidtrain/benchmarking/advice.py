@@ -31,16 +31,16 @@ from vidtrain.errors import UserError
 from vidtrain.training.distributed import autocast
 
 Setting = int | float | str | bool
-WAITS = 0.10  # if waiting for data takes at least this share of a step, the data are a bottleneck
-NEAR = 0.10  # rates that differ by less than this share count as equal
-CROWDED = 0.80  # below this share of the slower one's rate alone, loader and model compete for the cores
-WORTH = 1.05  # a change is advised if it makes the run at least this many times as fast
-COPIES = 0.40  # if copying to the device takes at least this share of a step's work, it is the bottleneck
-STORE = 0.5  # if loaders wait at least this share of their time for a store, it is the bottleneck, not decoding
+DATA_BOUND = 0.10  # if waiting for data takes at least this share of a step, the data are a bottleneck
+EQUAL_WITHIN = 0.10  # rates that differ by less than this share count as equal
+CROWDED_BELOW = 0.80  # below this share of the slower one's rate alone, loader and model compete for the cores
+MIN_GAIN = 1.05  # a change is advised if it makes the run at least this many times as fast
+TRANSFER_BOUND = 0.40  # if copying to the device takes at least this share of a step's work, it is the bottleneck
+STORE_BOUND = 0.5  # if loaders wait at least this share of their time for a store, it is the bottleneck, not decoding
 KEEPS_UP = 1.2  # once a loader is this many times as fast as the model, more workers are not measured
-VIDEOS = 6  # number of videos on which a prepared copy is tried
-CROWDED_BY_OTHERS = 0.85  # if less than this share of the cores is free, other programs use the machine
-HALF_FREE = 0.5  # share of a GPU's memory that must be free before twice the batch is tried
+TRIED_VIDEOS = 6  # number of videos on which a prepared copy is tried
+MIN_FREE_CORES = 0.85  # if less than this share of the cores is free, other programs use the machine
+MIN_FREE_MEMORY = 0.5  # share of a GPU's memory that must be free before twice the batch is tried
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Measured:
     prepared: Prepared | None = None
     checkpointing: bool = False  # whether activation checkpointing is on
     free_memory: float | None = None  # share of the GPU's memory that is free at the peak
-    store: Mapping[str, float] | None = None  # what loaders take of a store of videos: see `measure.store_use`
+    store: Mapping[str, float] | None = None  # waits for a store of videos, and its requests: see `measure.store_use`
 
     @property
     def capacity(self) -> float:
@@ -127,24 +127,24 @@ def verdict(m: Measured) -> Verdict:
         f"the cores are the bottleneck: {alone}, together they reach {m.run:.4g}; workers ({m.workers}) and computing "
         f"threads ({m.threads}) share the cores ({m.cores}), and {waiting}"
     )
-    if waits >= WAITS:
-        if m.store is not None and m.store["share"] >= STORE and (m.workers == 0 or m.loader < m.compute):
+    if waits >= DATA_BOUND:
+        if m.store is not None and m.store["share"] >= STORE_BOUND and (m.workers == 0 or m.loader < m.compute):
             taken = f"{m.store['requests_per_clip']:.3g} requests and {m.store['mb_per_clip']:.3g} MB a clip"
             loaders = f"loaders wait {m.store['share']:.0%} of their time for it, with {taken}"
             return Verdict("store", f"the store of the videos is the bottleneck: {loaders}; {waiting}; {alone}")
         if m.workers == 0:
             reads = f"without workers a step spends {waits:.0%} of its time reading"
             return Verdict("decoding", f"decoding is the bottleneck: {reads}; {alone}, together {m.run:.4g}")
-        if m.loader <= (1 - NEAR) * m.compute:
+        if m.loader <= (1 - EQUAL_WITHIN) * m.compute:
             return Verdict("decoding", f"decoding is the bottleneck: {waiting}; {alone}")
-        if m.run < CROWDED * min(m.loader, m.compute):
+        if m.run < CROWDED_BELOW * min(m.loader, m.compute):
             return Verdict("cores", crowded)
         return Verdict("balanced", f"loader and model are balanced: a step waits {waits:.0%} for data; {alone}")
-    if m.device == "cpu" and m.workers > 0 and m.run < CROWDED * m.compute:
+    if m.device == "cpu" and m.workers > 0 and m.run < CROWDED_BELOW * m.compute:
         return Verdict("cores", crowded)
-    if m.parts["transfer"] >= COPIES * work:
+    if m.parts["transfer"] >= TRANSFER_BOUND * work:
         return Verdict("transfer", f"copying to the device is the bottleneck: {shares}; {alone}")
-    if m.workers > 0 and m.loader < (1 + NEAR) * m.compute:
+    if m.workers > 0 and m.loader < (1 + EQUAL_WITHIN) * m.compute:
         return Verdict("balanced", f"the model is the bottleneck, and the loader just keeps up: {alone}; {shares}")
     return Verdict("compute", f"the model is the bottleneck: {alone}; {shares}")
 
@@ -175,24 +175,24 @@ def _together(m: Measured, workers: int, loader: float, compute: float, threads:
 
 
 def advise(m: Measured) -> list[Advice]:
-    """Changes that are expected to make the run at least `WORTH` times as fast, the fastest first. Those that also
+    """Changes that are expected to make the run at least `MIN_GAIN` times as fast, the fastest first. Those that also
     change the result of training come last. Only settings that were measured are advised."""
     advice = [*_processes(m), *_prepared(m), *_variants(m), *_kept_activations(m)]
-    worth = [change for change in advice if change.gain >= WORTH]
+    worth = [change for change in advice if change.gain >= MIN_GAIN]
     if verdict(m).bound == "transfer":
         worth = [change for change in worth if "trainer.num_workers" not in change.settings]
     return sorted(worth, key=lambda change: (change.changes is not None, -change.clips_per_s))
 
 
 def _processes(m: Measured) -> Iterator[Advice]:
-    """Advises another number of workers, of computing threads, or both, of those that were measured. Among those within
-    3% of the best, it takes the one with the fewest changes and workers."""
+    """Advises another number of workers, of computing threads, or both. Among those within 3% of the best, it takes the
+    one with the fewest changes and workers."""
     computes = {**m.threaded, m.threads: m.compute}
     candidates = []
     for workers, threads in itertools.product(m.loaders, computes):
-        tried = {"trainer.num_workers": workers, "trainer.cpu_threads": threads}
+        new = {"trainer.num_workers": workers, "trainer.cpu_threads": threads}
         now = {"trainer.num_workers": m.workers, "trainer.cpu_threads": m.threads}
-        settings: dict[str, Setting] = {key: value for key, value in tried.items() if value != now[key]}
+        settings: dict[str, Setting] = {key: value for key, value in new.items() if value != now[key]}
         if settings:
             rate = expected(m, workers, m.loaders[workers], computes[threads], threads)
             candidates.append((rate, len(settings), workers, threads, settings))
@@ -282,7 +282,7 @@ def explore(meter: Meter, phase: PhaseSteps, batch: Batch, rates: dict[str, Any]
         # Others may use the machine at one time or the other
         free_cores = min(m.free_cores, _free_cores(meter) or m.free_cores)
         m = replace(m, free_cores=free_cores)
-        if free_cores < CROWDED_BY_OTHERS * m.cores:
+        if free_cores < MIN_FREE_CORES * m.cores:
             notes.append(
                 f"{m.cores} cores do the work of {free_cores:.2g} free ones, as other programs use this machine: "
                 "all rates are too low, and rates measured at different times are not comparable"
@@ -341,7 +341,7 @@ def _computes(meter: Meter, phase: PhaseSteps, batch: Batch, m: Measured) -> tup
     if trainer.precision == "fp32":
         in_bf16 = phase.variant(autocast=autocast(ranks, "bf16"))
         variants["trainer.precision=bf16"] = partial(meter.compute, in_bf16, batch, ", bf16")
-    if m.free_memory is None or m.free_memory > HALF_FREE:
+    if m.free_memory is None or m.free_memory > MIN_FREE_MEMORY:
         twice = f"trainer.batch_size={2 * trainer.batch_size}"
         if trainer.accumulation > 1 and trainer.accumulation % 2 == 0:
             twice = f"trainer.accumulation={trainer.accumulation // 2}"
@@ -372,7 +372,7 @@ def try_prepared(cfg: DictConfig, meter: Meter) -> tuple[Prepared | None, list[s
         return None, ["a prepared copy was not tried: the dataset is a mixture"]
     if cfg.clip.resize != ANTIALIASED:
         return None, [f"a prepared copy was not tried: clip.resize={cfg.clip.resize} needs the original files"]
-    few = train.subset(np.random.default_rng(0).permutation(len(train))[:VIDEOS].tolist())
+    few = train.subset(np.random.default_rng(0).permutation(len(train))[:TRIED_VIDEOS].tolist())
     parent = prepared_folder(cfg.data_root, cfg.dataset.name, "any").parent
     for description in sorted(parent.glob("*/prepared.json")):
         try:

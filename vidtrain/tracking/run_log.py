@@ -29,14 +29,14 @@ from vidtrain.tracking.console import Console, NullConsole
 from vidtrain.tracking.logger_process import Loggers, Metric
 
 FAULTS_SHOWN = 20  # at most so many unreadable videos are named on the console
-MOST_HELD = 100_000  # while the disk is full, so many rows of a file may wait in memory: about 10 MB
+MAX_WAITING_ROWS = 100_000  # of a file, in memory, while the disk is full: about 10 MB
 
 
 class RunLog:
     """The log files of one rank. The program has started `loggers`; on other ranks than 0 there are none. Images, pages
     and checkpoints go to `loggers` alone.
 
-    A full disk does not end the run: at most `MOST_HELD` rows of each file wait in memory until there is space.
+    A full disk does not end the run: at most `MAX_WAITING_ROWS` rows of each file wait in memory until there is space.
     """
 
     def __init__(self, run_dir: Path, loggers: Loggers, console: Console | NullConsole, is_main: bool, rank: int):
@@ -45,13 +45,13 @@ class RunLog:
         self.loggers = loggers if is_main else Loggers({})
         self.console = console
         self.is_main = is_main
-        self._metrics = JsonLines(run_dir / "metrics.jsonl", MOST_HELD)
-        self._steps = StepTable(run_dir / f"steps_rank{rank}.csv", most_held=MOST_HELD)
-        self._faults = JsonLines(run_dir / f"faults_rank{rank}.jsonl", MOST_HELD)
+        self._metrics = JsonLines(run_dir / "metrics.jsonl", MAX_WAITING_ROWS)
+        self._steps = StepTable(run_dir / f"steps_rank{rank}.csv", most_held=MAX_WAITING_ROWS)
+        self._faults = JsonLines(run_dir / f"faults_rank{rank}.jsonl", MAX_WAITING_ROWS)
         self._ledgers = (self._metrics, self._steps, self._faults)
-        self._troubled: set[Path] = set()
+        self._waiting_files: set[Path] = set()
         self._unreadable: set[str] = set()
-        self.last_step = 0  # of which numbers were logged
+        self.last_step = 0  # the last step whose numbers were logged
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         """Records numbers that are known after optimizer step `step`. Non-finite numbers are written as null."""
@@ -128,14 +128,14 @@ class RunLog:
 
     def _watch(self, ledger: Ledger) -> None:
         """Prints a message when rows begin to wait in memory, and another when they are written."""
-        if ledger.trouble is not None and ledger.path not in self._troubled:
-            self._troubled.add(ledger.path)
+        if ledger.trouble is not None and ledger.path not in self._waiting_files:
+            self._waiting_files.add(ledger.path)
             self.console.warn(
                 f"cannot write {ledger.path} ({ledger.trouble}): its rows wait in memory, and the run goes on; free "
                 "some space"
             )
-        elif ledger.trouble is None and ledger.path in self._troubled:
-            self._troubled.discard(ledger.path)
+        elif ledger.trouble is None and ledger.path in self._waiting_files:
+            self._waiting_files.discard(ledger.path)
             self.console.info(f"{ledger.path} is written again, with every row that waited")
 
 

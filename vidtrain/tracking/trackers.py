@@ -32,8 +32,8 @@ def _numbers(metrics: Mapping[str, Metric]) -> dict[str, float]:
 
 FINISH_TIMEOUT_S = 120.0
 OFFLINE_CLOSE_S = 30.0
-LEAST_FREE = 256 << 10  # bytes that must be free on the disk: W&B silently drops rows when it is full
-STEPS = "mirrored_steps.json"  # the last step of each metric, written when a logger ends
+MIN_FREE_BYTES = 256 << 10  # bytes that must be free on the disk: W&B silently drops rows when it is full
+LOGGED_STEPS = "mirrored_steps.json"  # the last step of each metric, written when a logger ends
 HOW_TO_LOG_IN = "set WANDB_API_KEY, run `wandb login`, or choose logger=wandb_offline."
 
 
@@ -79,9 +79,9 @@ class WandbLogger:
         self._run.define_metric("*", step_metric="step")
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
-        if shutil.disk_usage(self._folder).free < LEAST_FREE:
+        if shutil.disk_usage(self._folder).free < MIN_FREE_BYTES:
             raise OSError(f"no space left for {self._folder}")
-        # A resumed run logs some steps again, which W&B has already
+        # A resumed run logs some steps again that W&B has already
         values = {key: value for key, value in metrics.items() if value is not None}
         new_values = {key: value for key, value in values.items() if key not in self._steps or self._steps[key] < step}
         self._steps |= dict.fromkeys(new_values, step)
@@ -116,7 +116,7 @@ class WandbLogger:
         code = 0 if status == "finished" else 1
         self._run.finish(exit_code=code)
         wandb.teardown(exit_code=code)  # all files are written only when W&B's service has ended
-        (self._folder / STEPS).write_text(json.dumps(self._steps), encoding="utf-8")
+        (self._folder / LOGGED_STEPS).write_text(json.dumps(self._steps), encoding="utf-8")
         return None if self._online else f"to upload this run, wandb sync {self._folder}/offline-run-*"
 
     def _begin_online(self, run: LoggedRun) -> "wandb.Run | None":
@@ -168,7 +168,7 @@ def read_steps(folder: Path, start: int) -> dict[str, int]:
     """The last step of each metric that the earlier attempt logged, if the run resumes from step `start` > 0.
 
     Empty for a new run, or if the earlier logger was killed: it may have lost rows, so all rows are logged again."""
-    path = folder / STEPS
+    path = folder / LOGGED_STEPS
     steps = json.loads(path.read_text(encoding="utf-8")) if start and path.is_file() else {}
     path.unlink(missing_ok=True)  # it is absent while a logger runs, so that a killed logger leaves none
     return steps
@@ -193,7 +193,7 @@ def _netrc_has(host: str) -> bool:
             try:
                 return netrc.netrc(path).authenticators(host) is not None
             except netrc.NetrcParseError as error:
-                raise UserError(f"{path} cannot be read ({error}): mend it, or {HOW_TO_LOG_IN}") from error
+                raise UserError(f"{path} cannot be read ({error}): correct it, or {HOW_TO_LOG_IN}") from error
     return False
 
 
@@ -308,7 +308,7 @@ class MlflowLogger:
         # MLflow's defaults wait many minutes for a server that does not answer
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-        # They would describe the logger's process
+        # System metrics would describe the logger's process
         os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"
         from mlflow import MlflowClient
 
@@ -326,8 +326,8 @@ class MlflowLogger:
         earlier = self._client.search_runs(
             [experiment], f"tags.`{RUN_ID}` = '{run.id}'", order_by=["attributes.start_time DESC"]
         )
-        self._known: dict[str, int] = {}
-        self._again = bool(earlier)
+        self._last_steps: dict[str, int] = {}
+        self._resumed = bool(earlier)
         if earlier:
             self._run = earlier[0].info.run_id
             self._client.set_terminated(self._run, "RUNNING")
@@ -340,9 +340,9 @@ class MlflowLogger:
         from mlflow.entities import Metric as Point
 
         now = int(time.time() * 1000)
-        # A resumed run logs some steps again, which the store has already
+        # A resumed run logs some steps again that the store has already
         new_values = {key: value for key, value in _numbers(metrics).items() if self._last_step(key) < step}
-        self._known |= dict.fromkeys(new_values, step)
+        self._last_steps |= dict.fromkeys(new_values, step)
         if new_values:
             self._client.log_batch(self._run, [Point(key, value, now, step) for key, value in new_values.items()])
 
@@ -365,10 +365,10 @@ class MlflowLogger:
 
     def _last_step(self, key: str) -> int:
         """The last step at which the run has this metric; -1 if it never had it."""
-        if key not in self._known:
-            points = self._client.get_metric_history(self._run, key) if self._again else []
-            self._known[key] = max((point.step for point in points), default=-1)
-        return self._known[key]
+        if key not in self._last_steps:
+            points = self._client.get_metric_history(self._run, key) if self._resumed else []
+            self._last_steps[key] = max((point.step for point in points), default=-1)
+        return self._last_steps[key]
 
     def _log_settings(self, settings: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
