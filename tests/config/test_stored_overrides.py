@@ -243,7 +243,7 @@ def test_the_trials_of_a_sweep_set_only_what_is_said_or_harmless():
         with pytest.raises(UserError, match="sweep.json has trials with settings"):
             check_trials([bad], {"seed=0"}, "sweep.json")
     for folder in ("../x", "/x", "a/../../x"):
-        with pytest.raises(UserError, match="folders of trials outside of the sweep"):
+        with pytest.raises(UserError, match="folders of trials outside the sweep"):
             check_trials([Trial(0, folder, [])], set(), "sweep.json")
 
 

@@ -24,7 +24,7 @@ from vidtrain.build.checkpoint_loader import (
     run_of,
 )
 from vidtrain.config.references import fingerprints, settled
-from vidtrain.config.renames import LATER
+from vidtrain.config.renames import LATER_DEFAULTS
 from vidtrain.config.schemas import CalibrateConfig, EvaluateConfig
 from vidtrain.config.targets import check_settings, check_targets
 from vidtrain.errors import UserError
@@ -127,7 +127,7 @@ def view_settings(trained: DictConfig) -> dict[str, Any]:
     read = fingerprints(trained, settings)
     for key in EXCLUDED_CLIP_KEYS:
         del settings[key]
-    for key, default in LATER.items():  # older tables do not have these settings
+    for key, default in LATER_DEFAULTS.items():  # older tables do not have these settings
         if settings[f"clip.{key}"] == default:
             del settings[f"clip.{key}"]
     return settings | ({"read in the environment": read} if read else {})

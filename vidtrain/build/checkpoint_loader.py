@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.config.references import STRIDES, published_clips, put_published, to_dict
 from vidtrain.config.renames import LOSS, migrate
-from vidtrain.config.trust import MOST_SHOWN, as_text, check_trust
+from vidtrain.config.trust import MAX_LISTED, as_text, check_trust
 from vidtrain.data.manifest.manifest import spelled_classes
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import first_lines
@@ -70,7 +70,7 @@ class LoadedCheckpoint:
             raise UserError(
                 f"the checkpoint {self.source} refers to variables of your environment, which a file may read only if "
                 "you trust it:\n  "
-                + "\n  ".join(first_lines(lines, MOST_SHOWN))
+                + "\n  ".join(first_lines(lines, MAX_LISTED))
                 + "\nIf you trust the file, set trust_targets=true"
             )
 

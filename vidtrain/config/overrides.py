@@ -1,5 +1,5 @@
 """Command lines: Hydra's flags, overrides, and bare words (arguments without =, such as paths). Parses, quotes and
-explains overrides, lists the values of sweeps, and decides which overrides of a stored record may be used."""
+explains overrides, lists the values of sweeps, and tells which overrides of a stored record are harmless."""
 
 import argparse
 import difflib
@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-# hydra.main itself uses this parser: only so are flags and overrides told apart exactly as it does
+# hydra.main uses this parser, so this is exactly its distinction of flags and overrides
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, Sweep
@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 
 from vidtrain.config.schemas import RunConfig
 from vidtrain.config.targets import CONF, options
-from vidtrain.config.trust import MOST_SHOWN, REFERENCE, TARGET, is_computed, is_trusted
+from vidtrain.config.trust import MAX_LISTED, REFERENCE, TARGET, is_computed, is_trusted
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import first_lines
 
@@ -78,14 +78,14 @@ def positional_to_override(arguments: Sequence[str], key: str) -> list[str]:
     if not bare:
         return list(arguments)
     if any(override.startswith(f"{key}=") for override in parsed(arguments).overrides):
-        raise UserError(f"{key} are given twice, by {key}= and by {' '.join(bare)}; give all in one way")
+        raise UserError(f"{key} are given twice, by {key}= and by {' '.join(bare)}; give all of them in one way")
     return [*rest, f"{key}=[{','.join(map(in_quotes, bare))}]"]
 
 
 def words_to_overrides(arguments: Sequence[str], keys: tuple[str, str], expected: str) -> list[str]:
     """The command line with its bare words, such as `status FOLDER`, as overrides of the two `keys`.
 
-    Raises `UserError` for more than two, which says what is `expected`.
+    Raises `UserError` for more than two; the message tells what is `expected`.
     """
     bare, rest = bare_words(arguments)
     if len(bare) > 2:
@@ -149,7 +149,7 @@ def unquoted(text: str) -> str:
 
 
 def explain_grammar(key: str, value: str) -> str:
-    """A message: which characters of a value are special in Hydra's grammar, and how to quote the value."""
+    """A message about the characters of a value that are special in Hydra's grammar, and how to quote the value."""
     if not value or not parses(f"{key}=1"):
         return f"{key!r} is not the name of a key or a group"
     special = [character for character in dict.fromkeys(value) if not _stands_for_itself(character)]
@@ -166,7 +166,7 @@ def _stands_for_itself(character: str) -> bool:
     return parses(override) and _parse(override).value() == f"a{character}a"
 
 
-# --- several values ---------------------------------------------------------------------------------------
+# --- overrides with several values ------------------------------------------------------------------------
 
 
 def is_sweep(override: str) -> bool:
@@ -213,7 +213,7 @@ def first_value(override: Override) -> str:
 
 # --- stored overrides, in the folder of a run or of a sweep --------------------------------------------------
 
-# Groups and settings of Hydra's own that may be taken from a sweep's record, as they cannot start other programs
+# Hydra's own groups and settings that a sweep's record may set, as they cannot start other programs
 CHOICES = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler", "hydra/sweeper/pruner")
 SETTINGS = re.compile(
     r"hydra\.(sweep\.(dir|subdir)"
@@ -224,7 +224,7 @@ SETTINGS = re.compile(
     r"|max_num_timeout|array_parallelism|look_seconds|stderr_to_stdout))"
 )
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-# Values that are written into a batch script; a line break or a quote could begin another command there
+# Values in a batch script, where a line break or a quote could begin another command
 WORD = re.compile(r"[\w.,:@%=+/-]*")
 
 
@@ -232,27 +232,27 @@ def overrides_of(record: Any, source: str) -> list[str]:
     """The overrides in a record. Raises `UserError` if they are not a list of texts."""
     overrides = record["overrides"] if isinstance(record, Mapping) and "overrides" in record else None
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
-        raise UserError(f"{source} is damaged, or was changed: its overrides are not a list of texts")
+        raise UserError(f"{source} is damaged or was changed: its overrides are not a list of texts")
     return overrides
 
 
 def check_stored(taken: Sequence[str], source: str, command: str, hydra: bool = False) -> None:
     """Raises `UserError` for overrides that must not be taken from the file `source`.
 
-    `command` is the command on which a user can repeat them; `hydra` says whether they may set Hydra's own settings.
+    `command` is the command to which a user can add them. With `hydra` they may set Hydra's own settings.
     """
     refused = [override for override in taken if not may_be_taken(override, hydra)]
     if refused:
         raise UserError(
-            f"{source} holds settings that could do harm if somebody else wrote them: they name code, read your "
-            "environment, or change how programs are started:\n  "
-            + "\n  ".join(first_lines(refused, MOST_SHOWN))
+            f"{source} holds settings that could do harm if somebody else wrote them, because they name code, read "
+            "your environment, or change how programs are started:\n  "
+            + "\n  ".join(first_lines(refused, MAX_LISTED))
             + f"\nIf they are yours, repeat them: {command} {shlex.join(refused)}"
         )
 
 
 def may_be_taken(override: str, hydra: bool = False) -> bool:
-    """Whether an override is harmless: it only sets plain values, or chooses among what vidtrain ships."""
+    """Whether an override is harmless: it only sets plain values, or chooses an option that vidtrain ships."""
     if override.startswith("-") or CONTROL.search(override):  # a flag, or a new line in a batch script
         return False
     try:
@@ -261,14 +261,14 @@ def may_be_taken(override: str, hydra: bool = False) -> bool:
     except HydraException:
         return False
     key = parsed_override.key_or_group
-    if key == "run_dir":  # only the command line or the sweep may choose where to write
+    if key == "run_dir":  # only the command line or the sweep may set the output folder
         return False
     key_and_package = f"{key}@{parsed_override.package or ''}"
     if "hydra" in re.split(r"\W", key_and_package):
         return hydra and parsed_override.package is None and _may_set_hydra(key, value)
     values = list(_leaves(value, key.rpartition(".")[2]))
     if _may_be_a_group(key) and any(not is_inside(text) for _, text in values if isinstance(text, str)):
-        return False  # the option of a group is the name of a file, which must not lead out of conf/
+        return False  # a group's option is the name of a file, which must be inside conf/
     return TARGET not in key.split(".")[:-1] and all(_is_harmless(name, leaf) for name, leaf in values)
 
 
@@ -308,7 +308,7 @@ def _may_set_hydra(key: str, value: Any) -> bool:
     if not SETTINGS.fullmatch(key) or isinstance(value, Mapping | list | tuple | Sweep):
         return False
     text = REFERENCE.sub("x", value.text if isinstance(value, QuotedString) else str(value))
-    if key == "hydra.sweep.dir":  # may be any path: the user names the folder of the sweep anyway
+    if key == "hydra.sweep.dir":  # any path is allowed, as the user names the folder of the sweep
         return "$" not in text
     return WORD.fullmatch(text) is not None and is_inside(text)
 
@@ -320,18 +320,16 @@ def is_inside(folder: str) -> bool:
 
 
 def check_trials(trials: Sequence[Any], written: Collection[str], source: str) -> None:
-    """Raises `UserError` for trials in a sweep's record with overrides that must not be taken from it, unless they are
-    `written` on the command line, and for trials outside of the sweep's folder."""
+    """Raises `UserError` for trials in a sweep's record that are outside the sweep's folder, or have overrides that are
+    not harmless and not `written` on the command line."""
     outside = [str(trial.folder) for trial in trials if not is_inside(str(trial.folder))]
     if outside:
-        listed = ", ".join(first_lines(outside, MOST_SHOWN))
-        raise UserError(
-            f"{source} names folders of trials outside of the sweep: {listed}; it is damaged, or was changed"
-        )
+        listed = ", ".join(first_lines(outside, MAX_LISTED))
+        raise UserError(f"{source} names folders of trials outside the sweep: {listed}; it is damaged or was changed")
     overrides = dict.fromkeys(override for trial in trials for override in trial.overrides)
     refused = [str(override) for override in overrides if override not in written and not may_be_taken(override)]
     if refused:
         raise UserError(
-            f"{source} has trials with settings that could do harm if somebody else wrote them, and that are not on "
-            "this command line:\n  " + "\n  ".join(first_lines(refused, MOST_SHOWN))
+            f"{source} has trials with settings that could do harm if somebody else wrote them; this command line does "
+            "not set them:\n  " + "\n  ".join(first_lines(refused, MAX_LISTED))
         )

@@ -1,6 +1,6 @@
 """Plain values of a configuration, and its references: to the environment, and to the published clips of the model.
 
-`${oc.env:NAME}` is resolved when a part is built, and never when a configuration is stored, shown or compared.
+`${oc.env:NAME}` is resolved when a component is built, and not when a configuration is stored, shown or compared.
 `${of_model:KEY,DEFAULT}` in `clip` resolves to the value in the model's node `published`, unless the command line or a
 recipe sets the key. The fusion of a published model is a reference to its `published`, too.
 """
@@ -61,7 +61,7 @@ def to_list(node: Any) -> list[Any]:
 
 
 class _NotRead(Exception):
-    """A reference leads to the environment where that must not be read."""
+    """A reference leads to the environment, which must not be read here."""
 
 
 def guard_environment() -> None:
@@ -100,8 +100,8 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def settled(config: DictConfig) -> dict[str, Any]:
-    """A configuration as plain values, with resolved references. Only references that lead to the environment stay as
-    written, and nothing is read there. Passwords in addresses are masked.
+    """A configuration as plain values, with resolved references. References that lead to the environment are not
+    resolved. Passwords in addresses are masked.
 
     Raises OmegaConf's exceptions for other references that cannot be resolved.
     """
@@ -143,8 +143,8 @@ def leads_to_environment(error: BaseException | None) -> bool:
 
 
 def fingerprints(config: DictConfig, keys: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the settings, among the dotted `keys`, that refer to the environment: they tell whether a value has
-    changed without revealing it. The hash is slow, so that a password cannot be found by trying."""
+    """Hashes of the settings, among the dotted `keys`, that refer to the environment. They show that a value has
+    changed without revealing it. The hash is slow, so that nobody can find a password by trying."""
     return {
         key: hashlib.scrypt(f"{read(config, key)!r}".encode(), salt=key.encode(), n=1 << 13, r=8, p=1, dklen=8).hex()
         for key, value in keys.items()
@@ -160,7 +160,7 @@ def refers(value: Any) -> bool:
 
 
 def read(config: DictConfig, key: str) -> Any:
-    """A setting as plain values, with all references resolved, those to the environment, too."""
+    """A setting as plain values with all references resolved, also those to the environment."""
     guard_environment()
     return _followed(OmegaConf.select(config, key))
 
@@ -180,7 +180,7 @@ def register_published() -> None:
 def _of_model(key: str, default: Any, *, _root_: DictConfig, _parent_: DictConfig) -> Any:
     """The published value of `key`, or the default.
 
-    A clip has one stride, so this is None for a key of `STRIDES` if another one is set, or with sampling=uniform.
+    A clip has one stride, so a key of `STRIDES` is None if another one is set, and with sampling=uniform.
     """
     published = published_clips(_root_)
     if key in STRIDES:
@@ -218,14 +218,14 @@ def put_published(cfg: DictConfig) -> None:
 
 
 def with_published(cfg: DictConfig) -> DictConfig:
-    """A copy to be stored, without references to the model's clips, which would not be trusted when it is read."""
+    """A copy to store, without references to the model's clips, which would not be trusted when it is read."""
     stored = copy.deepcopy(cfg)
     put_published(stored)
     return stored
 
 
 def describe_published(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> str | None:
-    """A line for the log that says where the value of each of `KEYS` comes from; None if the model has no `published`.
+    """A line for the log about the origin of the value of each of `KEYS`; None if the model has no `published`.
 
     `overrides` are those of the command line, `choices` the options of the groups.
     """
@@ -252,11 +252,11 @@ def describe_published(cfg: DictConfig, overrides: Sequence[str], choices: Mappi
     )
 
 
-def unseen_clips(cfg: DictConfig, of_files: Mapping[str, Any]) -> list[str]:
+def unseen_clips(cfg: DictConfig, file_settings: Mapping[str, Any]) -> list[str]:
     """A warning for each of size, mean and std that differs from the clips on which weights were trained.
 
-    These are known from the model's `published`, and from `of_files`, what the formats know of the files."""
-    seen = published_clips(cfg) | dict(of_files)
+    These clips are known from the model's `published`, and from `file_settings`, the settings found by the formats."""
+    seen = published_clips(cfg) | dict(file_settings)
     warnings = []
     for key in ("size", "mean", "std"):
         value = _followed(cfg.clip[key])

@@ -91,9 +91,8 @@ PROGRAM_KEYS = {
     "prepare": {"time_limit": "decode_timeout_s"},
 }
 VALUES = {"clip.sampling": {"reference": "vjepa2"}}
-# Keys of clip that came later, with the value that is the way of before: where it is set, tables and tokens from before
-# are found
-LATER = {"sample_aspect": "ignore", "resize": "antialiased"}
+# Keys of clip that older view tables and cached tokens do not have, with the value that behaves as before the key
+LATER_DEFAULTS = {"sample_aspect": "ignore", "resize": "antialiased"}
 _load = ConfigLoaderImpl._load_single_config
 
 
@@ -117,8 +116,8 @@ def rename_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_first_names(group: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a group with their oldest names and values, of which digests are computed. So these stay valid
-    when a setting is renamed."""
+    """The settings of a group with their oldest names and values. Digests are computed of these, so that they stay
+    valid when a setting is renamed."""
     first = {new: old for old, new in KEYS.items()}
     values = {key: {new: old for old, new in names.items()} for key, names in VALUES.items()}
     renamed = {}
@@ -141,7 +140,7 @@ def _keys_of(program: str) -> dict[str, str]:
 
 
 def rename_override(override: str, program: str = "train") -> str:
-    """An override with its new names. logger.KEY is from when there could only be one logger, W&B."""
+    """An override with its new names. Old overrides logger.KEY are of W&B, which was the only logger."""
     name, equals, value = override.partition("=")
     key = name.lstrip("+~")
     mark = name.removesuffix(key)
@@ -160,8 +159,8 @@ def rename_override(override: str, program: str = "train") -> str:
 
 
 def rename_keys(config: DictConfig, program: str = "train") -> list[str]:
-    """Renames old keys and values in a configuration, or in a part of one, in place. Returns a text for each, `OLD is
-    called NEW now`."""
+    """Renames old keys and values in a configuration, or in a part of one, in place. Returns the text `OLD is called
+    NEW now` for each."""
     renamed = []
     for old, new in _keys_of(program).items():
         parent, _, name = old.rpartition(".")
@@ -217,7 +216,7 @@ def accept_old_keys(program: str, warn: Callable[[str], object]) -> None:
 
 # --- stored configurations --------------------------------------------------------------------------------
 
-# The loss of stored configurations from before the loss could be chosen
+# The loss of stored configurations without a key `loss`
 LOSS = {"_target_": "vidtrain.training.losses.CrossEntropy", "label_smoothing": 0.0, "class_weights": None}
 
 
@@ -232,7 +231,7 @@ def migrate(stored: Mapping[str, Any], source: str) -> DictConfig:
     if unknown:
         raise UserError(
             f"{source} is from another version of vidtrain: its configuration holds {', '.join(unknown)}, which this "
-            "version does not know; use the version that wrote it, or train anew"
+            "version does not know; use the version that wrote it, or train again"
         )
     try:
         return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(RunConfig), config))

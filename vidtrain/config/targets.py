@@ -1,5 +1,5 @@
-"""Two checks that find every fault before anything is built: check_targets compares the arguments of components with
-the signatures of their targets, check_settings compares settings with the ranges and choices of their dataclass."""
+"""Two checks that find all faults before anything is built: check_targets compares the arguments of components with the
+signatures of their targets, check_settings compares settings with the ranges and choices in their dataclass."""
 
 import difflib
 import inspect
@@ -43,7 +43,7 @@ PROGRAMS = {
 
 
 def register_schemas() -> None:
-    """Registers the schemas with Hydra, by the names that stand first in the defaults of conf/*.yaml, and the resolvers
+    """Registers the schemas with Hydra, by the names in the defaults of conf/*.yaml, and the resolvers
     `${options:GROUP}` and `${groups:}` for the programs' help."""
     guard_environment()
     register_published()
@@ -66,9 +66,10 @@ def is_group(group: str, folders: Sequence[Path]) -> bool:
 
 
 def preset_settings(group: str, name: str) -> dict[str, Any]:
-    """What an option of a group in `PRESETS` sets: options by group, such as model/head, and values by dotted key.
+    """The settings of an option of a group in `PRESETS`: options by group, such as model/head, and values by dotted
+    key.
 
-    Empty for an option that is not in conf/.
+    They are empty for an option that is not in conf/.
     """
     if name not in options(group):
         return {}
@@ -84,13 +85,13 @@ def preset_settings(group: str, name: str) -> dict[str, Any]:
 
 
 def _groups() -> str:
-    """A line for each group in conf/ with its options. Hydra's own list has those of every installed package."""
+    """A line for each group in conf/ with its options. Hydra's own list includes every installed package."""
     folders = sorted({path.parent.relative_to(CONF) for path in CONF.glob("*/**/*.yaml")})
     return "\n".join(f"{folder}: {', '.join(options(str(folder)))}" for folder in folders if folder.parts[0] != "hydra")
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` with the most similar of `known`, or a list of all if none is similar."""
+    """`; did you mean ...?` with the most similar word of `known`, or a list of all if none is similar."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]}?"
@@ -114,16 +115,16 @@ def components(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
 
 
 def check_settings(cfg: Any, schema: type, prefix: str = "") -> Faults:
-    """Faults of settings in `cfg` that are outside of the range, or not among the choices, in the fields of `schema`.
+    """Faults of settings in `cfg` that are outside the range, or not among the choices, of their field in `schema`.
 
-    Null is allowed if the type allows it. A setting that is absent, as in an old checkpoint, has no fault.
+    Null is allowed if the type allows it. An absent setting, as in an old checkpoint, has no fault.
     """
     faults: Faults = []
     hints = typing.get_type_hints(schema)
     for setting in fields(schema):
         try:
             value = OmegaConf.select(cfg, setting.name)
-        except OmegaConfBaseException:  # a reference that cannot be resolved, which another check reports
+        except OmegaConfBaseException:  # another check reports references that cannot be resolved
             continue
         key, rules = f"{prefix}{setting.name}", setting.metadata
         if value is None:
@@ -140,7 +141,7 @@ def check_settings(cfg: Any, schema: type, prefix: str = "") -> Faults:
 
 
 def check_of_dataset(cfg: DictConfig, schema: type) -> Faults:
-    """Faults of the components and settings of a program that needs a dataset; that none is chosen is a fault, too."""
+    """Faults of the components and settings of a program that needs a dataset, including that none is chosen."""
     faults = check_targets(cfg) + check_settings(cfg, schema)
     return faults if cfg.dataset is not None else [*faults, ("dataset", "must be chosen: dataset=OPTION")]
 
@@ -151,8 +152,8 @@ def check_of_dataset(cfg: DictConfig, schema: type) -> Faults:
 def check_targets(cfg: DictConfig) -> Faults:
     """Compares every component's arguments with the signature of its target.
 
-    Finds targets that do not exist, arguments that they do not have, required arguments that are absent (unless the
-    node is partial), and plain values (numbers, text, lists) of another type than annotated.
+    Finds targets that do not exist, unknown arguments, absent required arguments (unless the node is partial), and
+    plain values (numbers, text, lists) of another type than annotated.
     """
     return [fault for path, node in components(cfg) for fault in _check_component(path, node)]
 
@@ -213,11 +214,11 @@ def reason(error: BaseException) -> str:
     return str(error)
 
 
-# --- the place of a fault ---------------------------------------------------------------------------------
+# --- the origin of a fault --------------------------------------------------------------------------------
 
 
 def label(override: str, stored: Mapping[str, str]) -> str:
-    """An override in a message. `stored` maps overrides that are not of the command line to the file they come from."""
+    """An override in a message. `stored` maps overrides that are not from the command line to their file."""
     return f"'{override}'" + (f", stored in {stored[override]}" if override in stored else "")
 
 
@@ -228,7 +229,7 @@ def where(
     stored: Mapping[str, str] = MappingProxyType({}),
     folders: Sequence[Path] = (CONF,),
 ) -> str:
-    """Where a key got its value: the overrides that set it or a key below it, or else the file that set it."""
+    """The origin of a key's value: the overrides that set it or a key below it, or else the file that sets it."""
     setting_overrides = []
     for override in overrides:
         name = override.lstrip("+~").split("=", 1)[0].split("@")[0]
@@ -250,7 +251,7 @@ PLAIN_WORDS = {bool: "true or false", int: "an integer", float: "a number", str:
 
 
 def hints_of(target: Any) -> dict[str, Any]:
-    """The annotations of a target's arguments; those that cannot be resolved here are left out."""
+    """The annotations of a target's arguments, without those that cannot be resolved here."""
     function = target.__init__ if inspect.isclass(target) else target
     hints: dict[str, Any] = {}
     for name, hint in inspect.get_annotations(inspect.unwrap(function)).items():
@@ -263,7 +264,7 @@ def hints_of(target: Any) -> dict[str, Any]:
 
 
 def _alternatives(hint: Any) -> list[Any]:
-    """The members of a union that a value in YAML can have: the plain ones, or all if there are none."""
+    """The members of a union that a value in YAML can have: the plain ones, or all if none is plain."""
     arguments = typing.get_args(hint)
     return [kind for kind in arguments if kind in PLAIN_WORDS or typing.get_origin(kind)] or list(arguments)
 
@@ -274,7 +275,7 @@ def _is_pair(origin: Any, arguments: tuple[Any, ...]) -> bool:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value fits a parameter with the annotation `hint`; a value that is not plain always does."""
+    """Whether a value fits a parameter with the annotation `hint`. Only plain values are checked."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, DictConfig):
         return True

@@ -1,9 +1,9 @@
-"""Which classes a configuration from somebody else may name, and which of its references are resolved.
+"""The classes that a configuration from somebody else may name, and its references that are resolved.
 
-A checkpoint, an exported file and a run's folder hold a configuration, and a name in it is enough to call any function
-of any package. So all checks here use plain data, and import nothing that it names. Allowed are the targets in conf/,
-and layers and optimizers of PyTorch and timm. References to other settings are resolved; everything else that OmegaConf
-would compute, above all `${oc.env:NAME}` from the user's environment, stays text.
+A checkpoint, an exported file and a run's folder hold a configuration, and a name in it could call any function of any
+package. So all checks here use plain data, and import nothing that it names. Allowed are the targets in conf/, and
+layers and optimizers of PyTorch and timm. References to other settings are resolved. Everything else that OmegaConf
+would compute, such as `${oc.env:NAME}` from the user's environment, stays text.
 """
 
 import importlib
@@ -38,16 +38,16 @@ PACKAGES = {
 }
 # A reference to another setting by its whole key, and one by a relative key
 REFERENCE = re.compile(r"\$\{[A-Za-z_][\w-]*(?:\.[\w-]+|\[[\w-]+\])*\}")
-RELATIVE = re.compile(r"\$\{\.+[\w-]+(?:\.[\w-]+|\[[\w-]+\])*\}")
+RELATIVE_REFERENCE = re.compile(r"\$\{\.+[\w-]+(?:\.[\w-]+|\[[\w-]+\])*\}")
 # Adjacent references, each replaced by a zero byte, whose values might together form a new reference
-JOINED = re.compile(r"\0[{\0]|\$\0")
-# Replaces `${` in values that must stay text, as OmegaConf would resolve them at the latest when a part is built
+JOINED_REFERENCE = re.compile(r"\0[{\0]|\$\0")
+# Replaces `${` in values that must stay text, as OmegaConf would otherwise resolve them when a component is built
 KEPT = "$ {"
-ABSENT = object()  # in place of a value that is left out
+ABSENT = object()  # marks a value that is removed
 PLAIN = (str, int, float, bool, types.NoneType)
-# Limits for a stored configuration; those of vidtrain have some hundred settings and a depth of five
-MOST_SETTINGS, DEEPEST = 100_000, 40
-MOST_SHOWN = 20  # at most so many faults are listed
+# Limits of a stored configuration; vidtrain's own have a few hundred settings and a depth of five
+MAX_SETTINGS, MAX_DEPTH = 100_000, 40
+MAX_LISTED = 20  # at most this many faults are listed
 
 
 # --- names ------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def _is_layer_or_optimizer(target: str) -> bool:
         importlib.import_module(package)
     except ImportError:
         return False
-    if module not in sys.modules:  # a module must not be imported only because a file names it
+    if module not in sys.modules:  # a file must not cause the import of a module
         return False
     part = vars(sys.modules[module]).get(class_name)
     return (
@@ -113,19 +113,20 @@ def check_trust(config: Mapping[str, Any], source: str) -> None:
             untrusted.append(f"{path}: a {type(node).__name__}, which is not a plain value")
     if untrusted:
         raise UserError(
-            f"the checkpoint {source} would build parts that are not from vidtrain:\n  "
-            + "\n  ".join(first_lines(untrusted, MOST_SHOWN))
+            f"the checkpoint {source} would build components that are not from vidtrain:\n  "
+            + "\n  ".join(first_lines(untrusted, MAX_LISTED))
             + "\nIf you trust it and have them installed, set trust_targets=true"
         )
 
 
 def _walk(node: Any, path: str = "", depth: int = 0, seen: list[int] | None = None) -> Iterator[tuple[str, Any]]:
-    """`node` and everything in it, by dotted key. Raises `UserError` if it is too large or too deep, or a cycle."""
+    """`node` and all nodes in it, by dotted key. Raises `UserError` if it is too large or too deep, or holds a
+    cycle."""
     seen = [0] if seen is None else seen
     seen[0] += 1
-    if seen[0] > MOST_SETTINGS or depth > DEEPEST:
+    if seen[0] > MAX_SETTINGS or depth > MAX_DEPTH:
         raise UserError(
-            f"a stored configuration holds more than {MOST_SETTINGS} settings, or is nested deeper than {DEEPEST}; "
+            f"a stored configuration holds more than {MAX_SETTINGS} settings, or is nested deeper than {MAX_DEPTH}; "
             "vidtrain never writes such a configuration"
         )
     yield path, node
@@ -138,7 +139,7 @@ def _walk(node: Any, path: str = "", depth: int = 0, seen: list[int] | None = No
 
 
 def is_trusted_pruner(pruner: Any) -> bool:
-    """Whether the pruner in trial.json is one of conf/, with plain settings."""
+    """Whether the pruner in trial.json is a pruner in conf/ with plain settings."""
     return (
         isinstance(pruner, Mapping)
         and TARGET in pruner
@@ -153,17 +154,17 @@ def is_trusted_pruner(pruner: Any) -> bool:
 def is_computed(text: str) -> bool:
     """Whether OmegaConf would do more with a value than resolve references to other settings.
 
-    Any `${` counts that is not plainly such a reference, even an escaped one, as building a part resolves values twice.
-    Text that could become a reference after others are resolved counts, too: `${a}{oc.env:NAME}`, where a is `$`.
+    This is so for every `${` that is not such a reference, even if escaped, as building a component resolves values
+    twice; and for text that could become a reference after others are resolved: `${a}{oc.env:NAME}`, where a is `$`.
     """
     marked = REFERENCE.sub("\0", text)
-    return ("${" in marked or JOINED.search(marked) is not None) and not RELATIVE.fullmatch(text)
+    return ("${" in marked or JOINED_REFERENCE.search(marked) is not None) and not RELATIVE_REFERENCE.fullmatch(text)
 
 
 def as_text(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The configuration without values that OmegaConf would compute (`is_computed`), and these values by dotted key.
 
-    A computed value stays as text if the schema allows text. Otherwise it is left out, so that the schema's default is
+    A computed value stays as text if the schema allows text. Otherwise it is removed, so that the schema's default is
     used. Raises `UserError` for a configuration that is too large or too deep.
     """
     for _ in _walk(config):
@@ -207,13 +208,13 @@ def _hint_below(hint: Any, key: Any) -> Any:
 
 
 def with_references(plain: Any) -> Any:
-    """Plain data with the values that `as_text` kept as text in their original form, for people and for text files."""
+    """Plain data with the original form of the values that `as_text` kept as text, for people and text files."""
     return map_texts(plain, lambda text: text.replace(KEPT, "${"))
 
 
 def set_aside(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The configuration with every computed value replaced by a reference to an environment variable with a unique
-    name, and the original values by these references, for `put_back`.
+    """The configuration with each computed value replaced by a reference to an environment variable of a unique name,
+    and the original values by these references, for `put_back`.
 
     `settled` does not resolve such references, so the result can be shown and compared. Raises `UserError` for a
     configuration that is too large or too deep.
@@ -253,10 +254,10 @@ def _target(node: DictConfig) -> str:
 
 
 def defaults_of(config: DictConfig, known: Collection[str] = ()) -> dict[str, Any]:
-    """The default values of arguments that the components of a configuration leave out, by dotted key.
+    """The default values of arguments that the components of a configuration do not set, by dotted key.
 
-    With these, a configuration can be compared with an older one, from before an argument was added to conf/.
-    Components that are neither trusted nor `known` are skipped: a name in a file must not import anything.
+    With these, a configuration can be compared with one from before an argument was added to conf/. Components that are
+    neither trusted nor `known` are skipped, as a name in a file must not import anything.
     """
     defaults = {}
     for path, node in components(config):

@@ -24,7 +24,7 @@ from yaml import parse as parse_yaml
 from vidtrain.config.overrides import check_stored, overrides_of
 from vidtrain.config.references import fingerprints, flat, read, refers, settled, to_list, unset_keys
 from vidtrain.config.renames import migrate, rename_override
-from vidtrain.config.trust import DEEPEST, defaults_of, put_back, set_aside, targets_of
+from vidtrain.config.trust import MAX_DEPTH, defaults_of, put_back, set_aside, targets_of
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import read_json, write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import is_masked, masked
@@ -342,8 +342,8 @@ def _check_size(text: str) -> None:
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if isinstance(event, AliasEvent):
             raise ValueError("it holds aliases, which vidtrain never writes and which can expand to any size")
-        if depth > DEEPEST:
-            raise ValueError(f"it is nested deeper than {DEEPEST}")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidtrain.build.parts import share_of_cores
-from vidtrain.config.renames import LATER, with_first_names
+from vidtrain.config.renames import LATER_DEFAULTS, with_first_names
 from vidtrain.data.loading.dataset import Batch, Fault, VideoDataset
 from vidtrain.data.loading.file_checks import joint_digest, record_digests
 from vidtrain.data.loading.loaders import START_METHOD, Loader
@@ -306,7 +306,7 @@ def protocol_digest(config: Mapping[str, Any], training: bool, views: int) -> st
     other = "eval_" if training else "train_"
     clip = with_first_names("clip", config["clip"])  # so that caches from before a renaming are still used
     chosen["clip"] = {name: value for name, value in clip.items() if not name.startswith(other)}
-    for key, default in LATER.items():  # older caches do not have these settings
+    for key, default in LATER_DEFAULTS.items():  # older caches do not have these settings
         if chosen["clip"].get(key) == default:
             del chosen["clip"][key]
     return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16).hexdigest()
