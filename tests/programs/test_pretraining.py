@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from vidtrain.compare import compare
 from vidtrain.embed import embed
 from vidtrain.embeddings.store import Embeddings
 from vidtrain.errors import DivergedError, UserError
+from vidtrain.models.dense_joint_embedding import DenseJointEmbedding
 from vidtrain.models.masked_models import MaskedModel, Predictor
 from vidtrain.models.weights import files
+from vidtrain.models.weights.format import OWN
 from vidtrain.models.weights.loading import load_pretrained
 from vidtrain.predict import predict
 from vidtrain.runs.pretraining import CollapseWatch
@@ -33,6 +36,13 @@ DECODER = [f"objective.decoder_{name}" for name in ("dim=24", "depth=1", "heads=
 OBJECTIVES = {
     "videomae": ["objective=videomae", *DECODER],
     "vjepa": ["objective=vjepa", *PREDICTOR, "objective.momentum=0.9"],
+    "vjepa2_1": [
+        "objective=vjepa2_1",
+        *PREDICTOR,
+        "objective.momentum=0.9",
+        "objective.levels=2",
+        "objective.context_warmup=[2it,50%]",
+    ],
 }
 
 
@@ -75,9 +85,11 @@ def test_a_run_logs_the_untrained_network_and_closes_with_the_latest_weights(run
     assert summary["status"] == "finished" and summary["pretraining"] in (
         "MaskedAutoencoder",
         "JointEmbedding",
+        "DenseJointEmbedding",
     )
     train_losses = [row["train/loss"] for row in rows if "train/loss" in row]
-    assert len(train_losses) == 2 and train_losses[1] < train_losses[0]
+    # that of vjepa2_1 rises while the weight of visible tokens grows
+    assert len(train_losses) == 2 and (train_losses[1] < train_losses[0] or name == "vjepa2_1")
 
 
 @pytest.mark.slow
@@ -99,6 +111,30 @@ def test_a_classifier_starts_from_the_teacher_or_by_name_from_the_encoder(runs, 
     train(config_of("train", *BASE, f"data_root={data}", f"run_dir={tmp_path}", f"init_from={runs / 'vjepa'}"))
     record = json.loads((tmp_path / "starting_point.json").read_text())
     assert record["sources"][0]["match"] == 1 and all(name.startswith("head.") for name in record["initialized"])
+
+
+@pytest.mark.slow
+def test_a_classifier_and_pretraining_start_from_several_levels(runs):
+    """Norms of levels are taken where the model has them."""
+    held, file = best(runs / "vjepa2_1")["model"], runs / "vjepa2_1/checkpoints/best.pt"
+    assert int(held["steps"]) == 10
+    cpu = Ranks(torch.device("cpu"))
+    levels = ["model.encoder.out_layers=[0,1]", "model.encoder.norm_per_layer=true"]
+    for part, norms in (("teacher", "teacher_norms"), ("encoder", "head.norms")):
+        model = build.model(config_of("train", *BASE), 10, cpu)
+        report = load_pretrained(model, str(file), file, 1.0, part)
+        assert report.match == 1 and report.unexpected == []
+        assert torch.equal(model.encoder.state_dict()["norm.weight"], held[f"{part}.norm.weight"])
+        deep = build.model(config_of("train", *BASE, *levels), 10, cpu)
+        own = OWN.convert(replace(files.read(file, str(file)), part=part), deep).tensors
+        assert torch.equal(own["encoder.norm.0.weight"], held[f"{norms}.0.weight"])
+    cfg = config_of("train", *BASE, *OBJECTIVES["vjepa2_1"])
+    model = build.trained_model(cfg, 1, cpu)
+    assert isinstance(model, DenseJointEmbedding)
+    report = load_pretrained(model, str(file), file, 1.0)
+    assert set(report.loaded) == set(model.state_dict())
+    model.begin(report.loaded)
+    assert int(model.steps) == 0
 
 
 @pytest.mark.slow
@@ -211,6 +247,10 @@ def test_a_page_has_what_was_measured_before_and_after(runs, tmp_path):
         (["objective=videomae", "objective.masks.ratio=0.01"], "0.01 hides none"),
         (["objective=vjepa", "objective.masks.areas=[0.15,0.999]"], "leave no context"),
         (["objective=salt"], "objective.teacher"),
+        (["objective=vjepa2_1", "model=r3d_18"], "cannot leave out hidden tokens"),
+        (["objective=vjepa2_1", "model.encoder.depth=3"], "4, but model.encoder has 3 blocks"),
+        (["objective=vjepa2_1", "objective.levels=2", "objective.context_warmup=[20%,10%]"], "the earlier first"),
+        (["objective=vjepa2_1", "objective.levels=2", "objective.context_warmup=[5x,10%]"], "is not a duration"),
         (["dataset@probe.dataset=motion"], "probe.dataset is only for pretraining"),
         (["probe.pictures=true"], "probe.pictures is only for pretraining"),
     ],

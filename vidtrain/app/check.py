@@ -22,13 +22,14 @@ from vidtrain.data.sampling.clips import check_jitter
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import NO_LABELS
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.dense_joint_embedding import DenseJointEmbedding
 from vidtrain.models.exporting import check_onnx
 from vidtrain.models.lora import adapter_parameters
 from vidtrain.runs.export import check_geometry
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.process import launch_info
 from vidtrain.training.run import LoraSettings, TrainerSettings
-from vidtrain.training.schedules import in_steps, steps
+from vidtrain.training.schedules import in_steps, ramp_steps, steps
 from vidtrain.training.stages import apply_phase, check_average, lora_of
 from vidtrain.training.validation import selecting_weights
 
@@ -149,6 +150,8 @@ def _try_objective(cfg: DictConfig, model: VideoClassifier) -> None:
         raise UserError("\n".join(wrong))
     with torch.device("meta"):
         network = build.masked_model(cfg, model.encoder, with_weights=False)
+    if isinstance(network, DenseJointEmbedding):
+        ramp_steps(network.context_warmup, 1000, 100, "objective.context_warmup")
     network.masks.check(network.encoder.tubelets(cfg.clip.frames, *build.clip_size(cfg)))
 
 

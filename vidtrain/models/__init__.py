@@ -14,6 +14,7 @@ torchvision_video.py  torchvision's video models
 lora.py               low-rank adapters for frozen linear layers, and their entries in checkpoints
 masks.py              draws visible and hidden tokens for pretraining, from a sample's seed
 masked_models.py      VideoMAE, V-JEPA and SALT: networks that learn from videos without labels
+dense_joint_embedding.py  V-JEPA 2.1, whose predictor is of several blocks and of visible tokens too
 exporting.py          exports a classifier as a graph and compares it with PyTorch; runs an ONNX file as a model
 weights/              finds published weights, recognizes their format and loads them into a model
 """

@@ -14,17 +14,7 @@ from torch import Tensor, nn
 from vidtrain.errors import UserError, check_multiple, check_positive
 from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.masks import MaskedClips, Masks, MaskSampler
-from vidtrain.models.positions import (
-    ROTARY,
-    STRETCHED,
-    TABLES,
-    Grid,
-    fit_table,
-    rotary_dim,
-    rotary_table,
-    sincos_1d,
-    take_tokens,
-)
+from vidtrain.models.positions import ROTARY, STRETCHED, TABLES, Grid, fit_table, rotary_dim, rotary_table, take_tokens
 from vidtrain.models.vit3d import Block, ViT3D, init_weights, rescale_residual_branches
 
 
@@ -59,14 +49,18 @@ class MaskedModel(EncoderWithHead, ABC):
     def encode(self, clips: Tensor, masks: Masks) -> Tensor:
         """Encodes the visible tokens of samples [b c t h w]: [b n d]."""
         if masks.visible_valid is None or masks.groups is None:
-            return self.encoder(clips, masks.visible, masks.visible_valid)
+            return self.tokens(clips, masks.visible, masks.visible_valid)
         parts = []
         for rows, longest in masks.groups:
             visible, valid = masks.visible[rows, :longest], masks.visible_valid[rows, :longest]
-            tokens = self.encoder(clips[rows], visible, valid)
+            tokens = self.tokens(clips[rows], visible, valid)
             parts.append(F.pad(tokens, (0, 0, 0, masks.visible.shape[1] - longest)))
         order = torch.cat([rows for rows, _ in masks.groups])
         return torch.cat(parts).index_select(0, order.argsort())
+
+    def tokens(self, clips: Tensor, visible: Tensor, visible_valid: Tensor | None) -> Tensor:
+        """What the head gets of the encoder for the tokens at `visible`; see `ViT3D.forward`."""
+        return self.encoder(clips, visible, visible_valid)
 
     def features(self, clips: Tensor) -> Tensor:
         """The mean token of each whole clip [b c t h w]: float32 [b d]."""
@@ -143,7 +137,7 @@ class Decoder(nn.Module):
         self.blocks = blocks_like(encoder, dim, depth, num_heads)
         self.norm = nn.LayerNorm(dim, eps=encoder.norm_eps)
         self.linear = nn.Linear(dim, math.prod(encoder.patch_embed.proj.weight.shape[1:]))
-        self.register_buffer("positions", sincos_1d(encoder.native_grid, dim), persistent=False)
+        self.register_buffer("positions", TABLES["sincos_1d"](encoder.native_grid, dim), persistent=False)
         self.apply(_init_weights)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
@@ -262,7 +256,7 @@ class Predictor(nn.Module):
         self.positions = positions
         self.rope_base_grid = encoder.rope_base_grid
         self.head_dim = dim // num_heads
-        self.embed = nn.Linear(encoder.embed_dim, dim)
+        self.embed: nn.Module = nn.Linear(encoder.embed_dim, dim)
         # vectors, so that weight decay does not apply
         self.mask_tokens = nn.ParameterList(nn.Parameter(torch.zeros(dim)) for _ in range(kinds))
         self.blocks = blocks_like(encoder, dim, depth, num_heads)
@@ -274,8 +268,12 @@ class Predictor(nn.Module):
         rescale_residual_branches(self.blocks)
 
     def forward(self, tokens: Tensor, masks: Masks, kind: int, grid: Grid) -> Tensor:
-        visible = self.embed(tokens)
-        hidden = self.mask_tokens[kind].expand(len(tokens), math.prod(grid), -1)
+        x = self.transform(self.embed(tokens), self.mask_tokens[kind], masks, grid)
+        return self.proj(self.norm(take_tokens(x, masks.hidden)))
+
+    def transform(self, visible: Tensor, mask_token: Tensor, masks: Masks, grid: Grid) -> Tensor:
+        """Embedded visible tokens [b n d], and a vector [d] at every hidden place -> the blocks' output [b N d]."""
+        hidden = mask_token.expand(len(visible), math.prod(grid), -1)
         x = masks.put_visible(visible, hidden.to(visible.dtype))
         rotary = None
         if self.table is None:
@@ -284,7 +282,7 @@ class Predictor(nn.Module):
             x = x + fit_table(self.table, grid, cut=self.positions not in STRETCHED)
         for block in self.blocks:
             x = block(x, rotary)
-        return self.proj(self.norm(take_tokens(x, masks.hidden)))
+        return x
 
 
 class JointEmbedding(MaskedModel):
@@ -311,6 +309,13 @@ class JointEmbedding(MaskedModel):
         teacher: nn.Module | str | None = None,
     ):
         super().__init__(encoder, masks)
+        self.set_teacher(momentum, teacher)
+        self.head = Predictor(
+            self.encoder, self.teacher.embed_dim, masks.kinds, predictor_dim, predictor_depth, predictor_heads
+        )
+
+    def set_teacher(self, momentum: float, teacher: nn.Module | str | None) -> None:
+        """Sets the teacher; see the class."""
         if not 0 <= momentum <= 1:
             raise UserError(f"objective.momentum={momentum} must lie between 0 and 1")
         if momentum == 1 and teacher is None:
@@ -323,9 +328,6 @@ class JointEmbedding(MaskedModel):
         self.teacher = copy.deepcopy(self.encoder) if teacher is None else check_encoder(teacher, "objective.teacher")
         self.teacher.requires_grad_(False).eval()
         self._check_teacher()
-        self.head = Predictor(
-            self.encoder, self.teacher.embed_dim, masks.kinds, predictor_dim, predictor_depth, predictor_heads
-        )
 
     @torch.no_grad()
     def begin(self, loaded: Collection[str]) -> None:

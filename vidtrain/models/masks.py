@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
-from vidtrain.models.positions import Grid
+from vidtrain.models.positions import Grid, take_tokens
 
 if TYPE_CHECKING:
     from vidtrain.models.masked_models import MaskedModel
@@ -54,9 +54,25 @@ class Masks(NamedTuple):
 
     def mean_of_hidden(self, values: Tensor) -> Tensor:
         """The mean of values [b m] over each sample's hidden tokens: [b]."""
-        if self.hidden_valid is None:
-            return values.mean(dim=1)
-        return (values * self.hidden_valid).sum(dim=1) / self.hidden_valid.sum(dim=1)
+        return _mean(values, self.hidden_valid)
+
+    def mean_of_visible(self, values: Tensor) -> Tensor:
+        """The mean of values [b n] over each sample's visible tokens: [b]."""
+        return _mean(values, self.visible_valid)
+
+    def distances(self, grid: Grid) -> Tensor:
+        """The Euclidean distance, in tokens of `grid`, of each visible token to the nearest hidden one: float32 [b n],
+        at least 1. Those of padding are meaningless. Squares of distances are minimized along one axis after the other,
+        which is exact and needs no table of all pairs."""
+        batch, size = len(self.hidden), math.prod(grid)
+        squares = torch.full((batch, size, 1), math.inf, device=self.hidden.device)
+        squares = self.put_hidden(torch.zeros(*self.hidden.shape, 1, device=self.hidden.device), squares)
+        squares = squares.view(batch, *grid)
+        for axis, length in enumerate(grid, start=1):
+            places = torch.arange(length, dtype=torch.float32, device=self.hidden.device)
+            steps = (places[:, None] - places).square()
+            squares = (squares.movedim(axis, -1)[..., None, :] + steps).amin(dim=-1).movedim(-1, axis)
+        return take_tokens(squares.reshape(batch, size, 1), self.visible)[..., 0].sqrt().clamp_min(1)
 
     def put_hidden(self, values: Tensor, tokens: Tensor) -> Tensor:
         """Tokens [b N d], with the hidden ones replaced by values [b m d]."""
@@ -65,6 +81,10 @@ class Masks(NamedTuple):
     def put_visible(self, values: Tensor, tokens: Tensor) -> Tensor:
         """Tokens [b N d], with the visible ones replaced by values [b n d]."""
         return _put(values, tokens, self.visible, self.visible_valid)
+
+
+def _mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    return values.mean(dim=1) if valid is None else (values * valid).sum(dim=1) / valid.sum(dim=1)
 
 
 def _put(values: Tensor, tokens: Tensor, places: Tensor, valid: Tensor | None) -> Tensor:

@@ -287,6 +287,19 @@ class ViT3D(nn.Module):
     def forward(self, x: Tensor, visible: Tensor | None = None, visible_valid: Tensor | None = None) -> Tensor:
         """With `visible`, int64 [b n], only the tokens at these flat places are encoded, with their positions: [b n d].
         `visible_valid` bool [b n] is False for padding, to which no token attends."""
+        outputs = self.outputs_of(self.out_layers, x, visible, visible_valid)
+        normed = [self.norm_of(block)(output) for block, output in zip(self.out_layers, outputs, strict=True)]
+        return normed[0] if len(normed) == 1 else torch.cat(normed, dim=1)
+
+    def norm_of(self, block: int) -> nn.Module:
+        """The norm of the outputs of `block`, one of `out_layers`."""
+        return self.norm[str(block)] if isinstance(self.norm, nn.ModuleDict) else self.norm
+
+    def outputs_of(
+        self, blocks: Sequence[int], x: Tensor, visible: Tensor | None = None, visible_valid: Tensor | None = None
+    ) -> list[Tensor]:
+        """The outputs [b n d] of `blocks`, numbers in rising order, before any norm; other arguments as in
+        `forward`."""
         grid = self.tubelets(*x.shape[2:])
         x = self.patch_embed(x, visible)
         rotary = None
@@ -302,10 +315,9 @@ class ViT3D(nn.Module):
         outputs = []
         for index, block in enumerate(self.blocks):
             x = block(x, rotary, visible_valid)
-            if index in self.out_layers:
-                norm = self.norm[str(index)] if isinstance(self.norm, nn.ModuleDict) else self.norm
-                outputs.append(norm(x))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+            if index in blocks:
+                outputs.append(x)
+        return outputs
 
 
 def mlp_width(dim: int, ratio: float, activation: str) -> int:

@@ -25,6 +25,7 @@ from vidtrain.evaluation.views import ClipModel, EvalBatch, ViewTable, view_tabl
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import masked_values
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.dense_joint_embedding import DenseJointEmbedding
 from vidtrain.models.lora import Adapters
 from vidtrain.models.masked_models import MaskedModel
 from vidtrain.models.masks import WithMasks
@@ -41,7 +42,7 @@ from vidtrain.training.optimizers import OptimizerFactory
 from vidtrain.training.phases import TrainState
 from vidtrain.training.process import PreemptionHandler
 from vidtrain.training.run import Console, Evaluation, Log, PhaseSettings, PhaseTask, Run, TrainerSettings
-from vidtrain.training.schedules import Schedule
+from vidtrain.training.schedules import Schedule, ramp_steps
 from vidtrain.training.validation import check_monitor
 
 
@@ -357,6 +358,9 @@ def assemble(
 
 
 def objective_of(model: VideoClassifier | MaskedModel, parts: Parts, data: RunData) -> Objective:
+    if isinstance(model, DenseJointEmbedding):
+        total = parts.settings.epochs * parts.steps_per_epoch
+        model.ramp = ramp_steps(model.context_warmup, total, parts.steps_per_epoch, "objective.context_warmup")
     if isinstance(model, MaskedModel):
         return MaskedPrediction(model)
     multi_label = data.train.multi_label

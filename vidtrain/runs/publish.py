@@ -172,6 +172,9 @@ def _read_back(model: MaskedModel, part: str, path: Path, name: str, size: tuple
     else:
         after.begin(report.loaded)
         masks = model.sample_masks(clip, torch.zeros(1, dtype=torch.int64))
-        outputs = before.errors(clip, masks), after.errors(clip, masks)
+        outputs = (
+            [*before.errors(clip, masks), before.losses(clip, masks)],
+            [*after.errors(clip, masks), after.losses(clip, masks)],
+        )
     pairs = zip(*outputs, strict=True)
     return max(float((output - again).abs().max() / output.abs().max()) for output, again in pairs)

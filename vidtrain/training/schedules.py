@@ -24,6 +24,17 @@ def steps(duration: str, total_steps: int, steps_per_epoch: int) -> int:
     return round(float(match["number"]) * size)
 
 
+def ramp_steps(durations: Sequence[str] | None, total_steps: int, steps_per_epoch: int, key: str) -> tuple[int, int]:
+    """Two durations, the first not after the second, in steps; None means that a ramp ends before it starts: (0, 0).
+    Raises `UserError` naming `key` for others."""
+    if durations is None:
+        return 0, 0
+    ends = [steps(duration, total_steps, steps_per_epoch) for duration in durations]
+    if len(ends) != 2 or ends[0] > ends[1]:
+        raise UserError(f"{key}={list(durations)} must be two durations, the earlier first, such as [5%, 10%], or null")
+    return ends[0], ends[1]
+
+
 def every(duration: str, total_steps: int, steps_per_epoch: int) -> Callable[[int], bool]:
     """Returns a function that is True at each multiple of `duration` (one step at least), counted in the phase."""
     stride = max(1, steps(duration, total_steps, steps_per_epoch))

@@ -17,13 +17,13 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining, VJEPA2Config, V
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.dense_joint_embedding import DenseJointEmbedding
 from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.masked_models import JointEmbedding, MaskedAutoencoder
 from vidtrain.models.masks import BlockMasks, TubeMasks
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.loading import load_pretrained
 from vidtrain.models.weights.pretraining import LAYOUTS
-from vidtrain.models.weights.vjepa import VJEPA_2_1
 
 FRAMES, SIZE = 4, 64
 COLORS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -241,28 +241,104 @@ def test_heads_that_show_in_no_shape_are_read_from_the_configuration(tmp_path):
     )
 
 
-def test_of_vjepa_2_1_the_encoder_is_taken_and_the_predictor_is_left_out(tmp_path):
-    """Its predictor is of four blocks; an encoder of twelve, as there is none of fewer."""
+def published_2_1(levels: int = 4, kind=DenseJointEmbedding, **objective) -> JointEmbedding:
+    """Of twelve blocks, as there is none of fewer."""
+    encoder = ViT3D(
+        SIZE, FRAMES, 24, 12, 4, positions="rope_interleaved", rope_base_grid=16, norm_per_layer=True,
+        modality_embed=True,
+    )  # fmt: skip
+    widths = {"predictor_dim": 16, "predictor_depth": 1, "predictor_heads": 2}
+    widths |= {"levels": levels} if kind is DenseJointEmbedding else {}
+    return noisy(kind(encoder, BlockMasks(), **(widths | objective))).eval()
 
-    def twelve() -> JointEmbedding:
-        encoder = ViT3D(
-            SIZE, FRAMES, 24, 12, 4, positions="rope_interleaved", rope_base_grid=16, norm_per_layer=True,
-        )  # fmt: skip
-        return noisy(JointEmbedding(encoder, BlockMasks(), predictor_dim=24, predictor_depth=1, predictor_heads=4))
 
-    source, ours = twelve(), twelve()
-    of_teacher = {
-        f"encoder.{name.removeprefix('teacher.')}": each
-        for name, each in source.state_dict().items()
-        if name.startswith("teacher.")
+def file_of_2_1(model: JointEmbedding, average: str = "target_encoder") -> dict[str, dict[str, Tensor]]:
+    """The original's file, with what it has for images, and eight mask tokens."""
+    levels = nested(LAYOUTS["V-JEPA 2.1, original"].revert(model.state_dict()))
+    levels[average] = levels.pop("target_encoder")
+    prefix = "module.backbone."
+    for part, width in (("encoder", 24), (average, 24), ("predictor", 16)):
+        levels[part][f"{prefix}img_mod_embed"] = torch.zeros(1, 1, width)
+        if part != "predictor":
+            levels[part][f"{prefix}patch_embed_img.proj.weight"] = torch.zeros(24, 3, 1, 16, 16)
+            levels[part][f"{prefix}patch_embed_img.proj.bias"] = torch.zeros(24)
+    for n in range(2, 8):
+        levels["predictor"][f"{prefix}mask_tokens.{n}"] = torch.zeros(1, 1, 16)
+    return levels
+
+
+@pytest.mark.parametrize("average", ["target_encoder", "ema_encoder"])
+@pytest.mark.parametrize("levels", [4, 1])
+def test_the_original_file_of_vjepa_2_1_has_encoder_average_and_predictor(tmp_path, levels, average):
+    source, ours = published_2_1(levels), published_2_1(levels)
+    file = file_of_2_1(source, average)
+    assert {name: list(file["predictor"][f"module.backbone.{name}"].shape) for name in (
+        "predictor_proj.weight", "predictor_proj_context.bias", "video_mod_embed", "mask_tokens.0",
+        *(["predictor_embed.0.weight", "predictor_embed.2.bias"] if levels > 1 else ["predictor_embed.weight"]),
+    )} == {
+        "predictor_proj.weight": [24 * levels, 16], "predictor_proj_context.bias": [24 * levels],
+        "video_mod_embed": [1, 1, 16], "mask_tokens.0": [1, 1, 16],
+        **({"predictor_embed.0.weight": [24, 96], "predictor_embed.2.bias": [16]} if levels > 1
+           else {"predictor_embed.weight": [16, 24]}),
+    }  # fmt: skip
+    norms = [name for name in file[average] if "norms_block" in name]
+    assert len(norms) == 2 * levels and "module.backbone.norms_block.3.weight" in norms
+    torch.save(file, tmp_path / "latest.pt")
+    report = load_pretrained(ours, "latest.pt", tmp_path / "latest.pt", 1.0)
+    assert report.format == "V-JEPA 2.1, original"
+    assert set(report.loaded) == ours.state_dict().keys() - {"steps"}
+    ours.begin(report.loaded)
+    changed = {"head.mask_tokens.1"}  # of eight mask tokens the first
+    for name, tensor in source.state_dict().items():
+        assert name in changed or torch.equal(ours.state_dict()[name], tensor), name
+    assert not equal(ours.teacher, ours.encoder)
+    assert set(report.left_out.values()) == {
+        "the modality of single images, which are not supported",
+        "patches of single images, which are not supported",
     }
-    others = {f"encoder.norm.{block}.{kind}": torch.ones(24) for block in (2, 5, 8) for kind in ("weight", "bias")}
-    encoder = VJEPA_2_1.revert(of_teacher | others)
-    predictor = {"predictor_embed.0.weight": torch.zeros(24, 96), "predictor_norm.weight": torch.ones(24)}
-    torch.save({"target_encoder": encoder, "encoder": encoder, "predictor": predictor}, tmp_path / "a.pt")
+
+
+def test_a_distilled_predictor_of_vjepa_2_1_predicts_another_width_and_is_left_out(tmp_path):
+    """Its encoder and norms are taken."""
+    source, ours = published_2_1(), published_2_1()
+    file = file_of_2_1(published_2_1(1), "ema_encoder")
+    file["encoder"] = file_of_2_1(source)["encoder"]
+    file["ema_encoder"] = file_of_2_1(source)["target_encoder"]
+    for name in ("predictor_proj", "predictor_proj_context"):
+        file["predictor"][f"module.backbone.{name}.weight"] = torch.zeros(40, 16)
+        file["predictor"][f"module.backbone.{name}.bias"] = torch.zeros(40)
+    torch.save(file, tmp_path / "a.pt")
+    report = load_pretrained(ours, "a.pt", tmp_path / "a.pt", 1.0)
+    assert equal(ours.encoder, source.encoder) and equal(ours.teacher, source.teacher)
+    assert equal(ours.head.norms, source.head.norms) and equal(ours.teacher_norms, source.teacher_norms)
+    reason = report.left_out["predictor.module.backbone.predictor_norm.weight"]
+    assert (
+        "1 blocks, ? heads and 40 outputs, but the model's is of width 16, 1 blocks, 2 heads and 96 outputs" in reason
+    )
+    assert not any(name.startswith("head.") and ".norms." not in name for name in report.loaded)
+
+
+def test_levels_without_published_norms_are_refused(tmp_path):
+    torch.save(file_of_2_1(published_2_1()), tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"norms only for blocks 2, 5, 8, 11, but objective\.levels=3 needs those of 3"):
+        load_pretrained(published_2_1(3), "a.pt", tmp_path / "a.pt", 1.0)
+    shared = DenseJointEmbedding(ViT3D(SIZE, FRAMES, 24, 12, 4), BlockMasks(), 16, 1, 2)
+    with pytest.raises(UserError, match=r"not encoder\.norm\..*model\.encoder\.norm_per_layer=true"):
+        LAYOUTS["V-JEPA 2.1, original"].revert(shared.state_dict())
+
+
+def test_the_other_objective_takes_the_encoder_of_vjepa_2_1_and_leaves_its_predictor_out(tmp_path):
+    source, ours = published_2_1(), published_2_1(kind=JointEmbedding)
+    torch.save(file_of_2_1(source), tmp_path / "a.pt")
     report = load_pretrained(ours, "a.pt", tmp_path / "a.pt", 1.0)
     assert equal(ours.teacher, source.teacher)
-    assert report.left_out["predictor.predictor_norm.weight"].startswith(
-        "a predictor from and of the features of four blocks"
+    assert report.left_out["predictor.module.backbone.predictor_norm.weight"].startswith(
+        "a predictor of objective=vjepa2_1, from and of the features of several blocks"
     )
     assert not any(name.startswith("head.") for name in report.loaded)
+    torch.save(nested(LAYOUTS["V-JEPA 2, original"].revert(joint().state_dict())), tmp_path / "b.pt")
+    encoder = ViT3D(SIZE, FRAMES, 48, 2, 4, positions="rope")
+    dense = DenseJointEmbedding(encoder, BlockMasks(), 24, 1, 3, levels=2)
+    report = load_pretrained(dense, "b.pt", tmp_path / "b.pt", 1.0)
+    assert set(report.left_out.values()) == {"another kind of head than DenseJointEmbedding has"}
+    assert {name.split(".")[0] for name in report.loaded} == {"encoder", "teacher"}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import Encoder, EncoderWithHead
+from vidtrain.models.dense_joint_embedding import LEVEL_NORMS, STEPS
 from vidtrain.models.lora import A, Adapters, merge_tensors
 
 
@@ -251,7 +252,7 @@ def _convert_own(weights: Weights, model: EncoderWithHead) -> Converted:
         if kinds["head"] == f"the head of {type(model).__name__}":
             _continue_pretraining(converted, weights, objective, model)
             return converted
-        _take_encoder(converted, weights, objective)
+        _take_encoder(converted, weights, objective, model)
     elif weights.part is not None:
         raise UserError(f"{weights.source} is no pretraining checkpoint: remove init_part={weights.part}")
     same_head = kinds["head"] == type(model.head).__name__
@@ -280,15 +281,16 @@ def _continue_pretraining(
                 converted.left_out[name] = f"of objective.{key}={objective[key]}, and the model's has {own}"
 
 
-def _take_encoder(converted: Converted, weights: Weights, objective: Mapping[str, Any]) -> None:
+def _take_encoder(converted: Converted, weights: Weights, objective: Mapping[str, Any], model: EncoderWithHead) -> None:
     """Takes the encoder from a pretraining checkpoint: `weights.part`, by default the teacher if it is a moving
-    average, else the encoder."""
+    average, else the encoder. Norms of levels (see dense_joint_embedding.py) are taken if `model` has them."""
     has_teacher = any(name.startswith(TEACHER) for name in converted.tensors)
     if weights.part == "teacher" and not has_teacher:
         raise UserError(f"{weights.source} has no teacher: remove init_part=teacher")
     follows = has_teacher and objective.get("momentum") != 1
     part = weights.part or ("teacher" if follows else "encoder")
     chosen, other = (TEACHER, ENCODER) if part == "teacher" else (ENCODER, TEACHER)
+    _take_level_norms(converted, chosen, model)
     for name in [name for name in converted.tensors if name.startswith(other)]:
         del converted.tensors[name]
         converted.left_out[name] = f"the {chosen[:-1]} is taken"
@@ -297,6 +299,17 @@ def _take_encoder(converted: Converted, weights: Weights, objective: Mapping[str
             own = ENCODER + name.removeprefix(TEACHER)
             converted.tensors[own] = converted.tensors.pop(name)
             converted.changed[own] = "of the teacher"
+
+
+def _take_level_norms(converted: Converted, chosen: str, model: EncoderWithHead) -> None:
+    own, of_chosen = model.state_dict().keys(), LEVEL_NORMS[chosen[:-1]]
+    for name in [name for name in converted.tensors if name == STEPS or name.startswith(tuple(LEVEL_NORMS.values()))]:
+        norm = f"norm.{name.removeprefix(of_chosen)}"
+        if name.startswith(of_chosen) and ENCODER + norm in own:
+            converted.tensors[chosen + norm] = converted.tensors[name]
+        else:
+            converted.left_out[name] = "of the objective, which only pretraining needs"
+        del converted.tensors[name]
 
 
 def _settings(node: Mapping[str, Any], part: str, module: nn.Module | Encoder, free: set[str]) -> dict[str, Any]:

@@ -8,12 +8,14 @@ lengths of clips, not masks): this one is used for each kind of ours.
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
+from vidtrain.models.dense_joint_embedding import LEVEL_NORMS, DenseJointEmbedding
 from vidtrain.models.masked_models import JointEmbedding, MaskedAutoencoder, MaskedModel, Predictor
 from vidtrain.models.vit3d import Block, SelfAttention
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
@@ -31,6 +33,7 @@ from vidtrain.models.weights.videomae import (
 )
 from vidtrain.models.weights.vit3d import join, split, under
 from vidtrain.models.weights.vjepa import (
+    IMAGES,
     JOINED,
     PREDICTOR,
     TRAINED,
@@ -41,7 +44,10 @@ from vidtrain.models.weights.vjepa import (
 )
 
 AVERAGES = ("target_encoder.", "ema_encoder.")
-TABLE = "the position table follows from the configuration"
+UNUSED = {  # by the ends of names of a predictor
+    "predictor_pos_embed": "the position table follows from the configuration",
+    "img_mod_embed": IMAGES["img_mod_embed"],
+}
 # V-JEPA 1: our buffers -> the part of the file, and the name in it
 TABLES_OF_1 = {
     "encoder.pos_embed": ("encoder", "pos_embed"),
@@ -50,7 +56,8 @@ TABLES_OF_1 = {
 }
 NORM = "head.norm.weight"
 OUTPUTS = ("head.linear.bias", "head.proj.bias")
-OF_2_1 = "a predictor from and of the features of four blocks, which predicts the context too: another kind of head"
+OF_2_1 = "a predictor of objective=vjepa2_1, from and of the features of several blocks: another kind of head"
+NORM_OF_LEVEL = re.compile(r"(encoder|teacher)\.norm\.(\d+)\.(weight|bias)")
 FIRST_TOKEN = "the first published mask token, used for all kinds of masks"
 HEADS = {192: 3, 384: 6, 512: 8, 640: 8}  # attention heads of VideoMAE's decoders, by width
 PREDICTOR_HEADS = {384: 12}
@@ -69,6 +76,8 @@ ORIGINAL_PREDICTOR = Renaming(
         ("predictor_blocks.{n}", "head.blocks.{n}"),
         ("predictor_norm", "head.norm"),
         ("predictor_proj", "head.proj"),
+        ("predictor_proj_context", "head.proj_context"),  # of V-JEPA 2.1, as the next one
+        ("video_mod_embed", "head.video_mod_embed"),
     ]
 )
 TRANSFORMERS_PREDICTOR = Renaming(
@@ -82,6 +91,7 @@ TRANSFORMERS_PREDICTOR = Renaming(
     ]
 )
 TOKENS = "embeddings.mask_tokens"
+VECTORS = re.compile(r"\.(mask_token|video_mod_embed)")
 PREDICTOR_PREFIX = re.compile(r".*?predictor\.(module\.)?(backbone\.)?")
 
 
@@ -92,15 +102,17 @@ def take_pretraining(weights: Weights, model: Any, format: Format, converted: Co
         return
     if isinstance(model, JointEmbedding) and model.momentum < 1 and TRAINED in converted.left_out.values():
         _take_both_encoders(weights, model, format, converted)
+    if isinstance(model, DenseJointEmbedding):
+        _take_level_norms(converted, model)
     names = [name for name, reason in converted.left_out.items() if reason in (DECODER, PREDICTOR)]
     layout = LAYOUTS.get(format.name)
-    if layout is None or not isinstance(model, layout.network):
+    if layout is None or type(model) is not layout.network:
         kind = OF_2_1 if format is VJEPA_2_1 else "another kind of head"
         converted.left_out |= dict.fromkeys(names, f"{kind} than {type(model).__name__} has")
         return
-    table = [name for name in names if name.endswith("predictor_pos_embed")]
-    converted.left_out |= dict.fromkeys(table, TABLE)
-    names = [name for name in names if name not in table]
+    unused = {name: reason for name in names for end, reason in UNUSED.items() if name.endswith(end)}
+    converted.left_out |= unused
+    names = [name for name in names if name not in unused]
     head = layout.convert({name: weights.tensors[name] for name in names})
     if NORM in head.tensors:
         width = len(head.tensors[NORM])
@@ -114,7 +126,7 @@ def take_head(converted: Converted, model: MaskedModel, head: Converted, heads: 
     """Adds the tensors of `head`, published as `names`, or a reason in `converted.left_out` if they do not fit."""
     if isinstance(model.head, Predictor):
         _fit_mask_tokens(head, len(model.head.mask_tokens))
-    own = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith("head.")}
+    own = {name: tensor.shape for name, tensor in model.state_dict().items() if is_of_head(name)}
     attention = model.head.get_submodule("blocks.0.attn")
     assert isinstance(attention, SelfAttention)
     own_heads = attention.num_heads
@@ -131,6 +143,19 @@ def take_head(converted: Converted, model: MaskedModel, head: Converted, heads: 
     converted.changed |= head.changed
     if isinstance(model, MaskedAutoencoder):
         converted.requires["encoder.final_norm"] = True
+
+
+def is_of_head(name: str) -> bool:
+    """Whether a tensor is of the published head: norms of the encoder's levels are published with the encoder."""
+    return name.startswith("head.") and not name.startswith(LEVEL_NORMS["encoder"])
+
+
+def _take_level_norms(converted: Converted, model: DenseJointEmbedding) -> None:
+    """Renames the norms of levels but the last, which `DenseJointEmbedding` keeps beside its encoders."""
+    for name in list(converted.tensors):
+        match = NORM_OF_LEVEL.fullmatch(name)
+        if match and int(match[2]) in model.blocks[:-1]:
+            converted.tensors[f"{LEVEL_NORMS[match[1]]}{match[2]}.{match[3]}"] = converted.tensors.pop(name)
 
 
 def _take_both_encoders(weights: Weights, model: Any, format: Format, converted: Converted) -> None:
@@ -164,7 +189,7 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> str:
     return f"of width {shapes[NORM][0]}, {depth} blocks, {heads or '?'} heads and {outputs} outputs"
 
 
-# --- conversion of the four layouts, in both directions ---
+# --- conversion of the layouts, in both directions ---
 
 
 def _decoder(tensors: Mapping[str, Tensor]) -> Converted:
@@ -191,23 +216,25 @@ def _predictor_transformers(tensors: Mapping[str, Tensor]) -> Converted:
 
 
 def _as_vectors(head: Converted) -> Converted:
-    """Removes the dimensions of size 1 from mask tokens."""
+    """Removes the dimensions of size 1 from mask tokens and the vector of the modality."""
     for name, tensor in head.tensors.items():
-        if ".mask_token" in name:
+        if VECTORS.search(name):
             head.tensors[name] = tensor.flatten()
     return head
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of the encoder, the head (with mask tokens [1 1 d]), and the teacher (with the names of an
-    encoder)."""
+    """The tensors of the encoder, the head (with its vectors [1 1 d]), and the teacher (with the names of an
+    encoder). Norms of levels are those of their encoders."""
     encoder = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
+    encoder |= {f"encoder.norm.{name}": tensor for name, tensor in under(tensors, LEVEL_NORMS["encoder"]).items()}
     head = {
-        name: tensor[None, None] if ".mask_token" in name else tensor
+        name: tensor[None, None] if VECTORS.search(name) else tensor
         for name, tensor in tensors.items()
-        if name.startswith("head.")
+        if is_of_head(name)
     }
     teacher = {f"encoder.{name}": tensor for name, tensor in under(tensors, "teacher.").items()}
+    teacher |= {f"encoder.norm.{name}": tensor for name, tensor in under(tensors, LEVEL_NORMS["teacher"]).items()}
     return encoder, head, teacher
 
 
@@ -222,15 +249,16 @@ def _revert_videomae_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Te
     return VIDEOMAE_TRANSFORMERS.revert(encoder) | {saved(name): tensor for name, tensor in decoder.items()}
 
 
-def _revert_vjepa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`encoder`, `predictor` and `target_encoder` of the original checkpoint, with dotted names. If the position tables
-    are among the tensors, they are included, as in V-JEPA 1."""
+def _revert_vjepa(tensors: Mapping[str, Tensor], encoders: Format = VJEPA_2) -> dict[str, Tensor]:
+    """`encoder`, `predictor` and `target_encoder` of the original checkpoint, with dotted names; `encoders` is the
+    format of the first and the last. If the position tables are among the tensors, they are included, as in V-JEPA 1.
+    What V-JEPA 2.1 has for images is absent."""
     tables = {ours: tensors[ours].flatten(0, 2)[None] for ours in TABLES_OF_1 if ours in tensors}
     encoder, head, teacher = _parts({name: tensor for name, tensor in tensors.items() if name not in tables})
     parts = {
-        "encoder": VJEPA_2.revert(encoder),
+        "encoder": encoders.revert(encoder),
         "predictor": ORIGINAL_PREDICTOR.revert(head),
-        "target_encoder": VJEPA_2.revert(teacher),
+        "target_encoder": encoders.revert(teacher),
     }
     for ours, table in tables.items():
         part, name = TABLES_OF_1[ours]
@@ -333,6 +361,13 @@ LAYOUTS = {
     ),
     VJEPA_1.name: Layout(JointEmbedding, _predictor, _revert_vjepa, {}, encoder=AVERAGES[0], tables=TABLES_OF_1),
     VJEPA_2.name: Layout(JointEmbedding, _predictor, _revert_vjepa, PREDICTOR_HEADS, encoder=AVERAGES[0]),
+    VJEPA_2_1.name: Layout(
+        DenseJointEmbedding,
+        _predictor,
+        partial(_revert_vjepa, encoders=VJEPA_2_1),
+        PREDICTOR_HEADS,
+        encoder=AVERAGES[0],
+    ),
     VJEPA_2_TRANSFORMERS.name: Layout(
         JointEmbedding,
         _predictor_transformers,
@@ -346,9 +381,14 @@ LAYOUTS = {
 
 
 def layout_of(model: MaskedModel, transformers: bool) -> str:
-    """The name of the format for this kind of network; it may still not support the network's settings."""
+    """The name of the format for this kind of network; it may still not support the network's settings. Raises
+    UserError if transformers has none."""
     if isinstance(model, MaskedAutoencoder):
         return (VIDEOMAE_TRANSFORMERS if transformers else VIDEOMAE_PRETRAINED).name
+    if transformers and isinstance(model, DenseJointEmbedding):
+        raise UserError("formats: transformers has no layout for V-JEPA 2.1: say formats=[original]")
     if transformers:
         return VJEPA_2_TRANSFORMERS.name
+    if isinstance(model, DenseJointEmbedding):
+        return VJEPA_2_1.name
     return (VJEPA_1 if model.encoder.positions.startswith("sincos") else VJEPA_2).name

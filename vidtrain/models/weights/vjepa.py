@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import EncoderWithHead
+from vidtrain.models.dense_joint_embedding import DenseJointEmbedding
 from vidtrain.models.heads import AttentiveClassifier
 from vidtrain.models.positions import TABLES
 from vidtrain.models.vit3d import ViT3D
@@ -73,7 +74,7 @@ def _generation(weights: Weights) -> str | None:
     tensors = weights.tensors
     prefix = _prefix(tensors)
     own = {} if prefix is None else vit3d.under(tensors, prefix)
-    if "norms_block.0.weight" in own:
+    if any(name.startswith("norms_block.") for name in own):  # files of ours may have that of the last block alone
         return "2.1"
     if "norm.weight" not in own:
         return None
@@ -162,20 +163,25 @@ def _convert_2_1(weights: Weights, model: EncoderWithHead) -> Converted:
         converted.tensors[MARK] = own["video_mod_embed"].flatten()
         converted.changed[MARK] = "without its dimensions of size 1"
     normed = _normed_blocks(converted.tensors, weights.source)
-    out_layers = vit3d.vit_of(model).out_layers
-    if len(vit3d.vit_of(model).blocks) == normed[-1] + 1 and not set(out_layers) <= set(normed):
+    blocks = vit3d.vit_of(model).out_layers
+    setting = f"model.encoder.out_layers={list(blocks)}"
+    if isinstance(model, DenseJointEmbedding):
+        blocks, setting = model.blocks, f"objective.levels={len(model.blocks)}"
+    if len(vit3d.vit_of(model).blocks) == normed[-1] + 1 and not set(blocks) <= set(normed):
         raise UserError(
-            f"{weights.source} has norms only for blocks {', '.join(map(str, normed))}, but "
-            f"model.encoder.out_layers={list(out_layers)} needs others: choose among those"
+            f"{weights.source} has norms only for blocks {', '.join(map(str, normed))}, but {setting} needs "
+            f"those of {', '.join(map(str, blocks))}: choose among the former"
         )
     for index, block in enumerate(normed):
         for kind in ("weight", "bias"):
             theirs = f"norms_block.{index}.{kind}"
+            if theirs not in own:
+                continue
             converted.unexpected.remove(theirs)
-            if block in out_layers:
+            if block in blocks:
                 converted.tensors[f"encoder.norm.{block}.{kind}"] = own[theirs]
             else:
-                converted.left_out[theirs] = f"the norm of block {block}, which is not in model.encoder.out_layers"
+                converted.left_out[theirs] = f"the norm of block {block}, which {setting} does not use"
     vit3d.leave_out(converted, NO_TABLE | IMAGES)
     return converted
 
@@ -200,7 +206,12 @@ def _revert_2_1(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         converted["video_mod_embed"] = plain[MARK].reshape(1, 1, -1)
     normed = _normed_blocks(tensors, "the model")
     for name in tensors.keys() - plain.keys():
-        block, kind = name.split(".")[2:]
+        *_, block, kind = name.split(".")
+        if block == "norm" or int(block) not in normed:
+            raise UserError(
+                f"V-JEPA 2.1 has a norm for each of the blocks {', '.join(map(str, normed))}, and not {name}; it needs "
+                "model.encoder.norm_per_layer=true"
+            )
         converted[f"norms_block.{normed.index(int(block))}.{kind}"] = tensors[name]
     return converted
 
