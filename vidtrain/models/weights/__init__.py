@@ -1,9 +1,8 @@
 """Loads published weights into a model: finds files, recognizes their format, converts and compares tensors.
 
 files.py      finds weights by name, reads any container
-format.py     the interface of a format (recognition, settings, conversion), the report of loaded tensors, and the
-format of our own checkpoints loading.py    recognizes a format, compares it with the model and loads the tensors;
-classes of a published head
+format.py     the interface of a format, the report of loaded tensors, and the format of our own checkpoints
+loading.py    recognizes a format, compares it with the model and loads the tensors; classes of a published head
 
 Each of the other files has a family of formats:
 
