@@ -45,7 +45,7 @@ def test_the_end_that_cannot_be_saved_is_an_error_and_is_made_up_for(faults, alo
     assert child.until(lambda: step_now(run) >= 7)
     child.limit_files(SMALL)
     assert child.wait() == 2
-    assert "Training is done at step 12, and its last checkpoint could not be saved" in child.words
+    assert "Training is done at step 12, but its last checkpoint could not be saved" in child.words
     assert "(File too large)" in child.words
     assert saved_step(run) in (6, 8) and not list((run / "checkpoints").glob(".*"))
     assert not (run / "summary.json").exists()
@@ -66,7 +66,7 @@ def test_ranks_end_together_when_the_first_cannot_save(faults, tmp_path):
     assert ranks[0].until(lambda: step_now(run) >= 5), ranks[0].said
     ranks[0].limit_files(SMALL)
     assert [rank.wait() for rank in ranks] == [2, 2]
-    assert "Training is done at step 8, and its last checkpoint could not be saved" in ranks[0].words
+    assert "Training is done at step 8, but its last checkpoint could not be saved" in ranks[0].words
     assert "could not write the checkpoint" in ranks[1].words
 
 
@@ -118,7 +118,7 @@ def test_a_run_on_a_disk_that_stays_full_ends_with_a_word_and_is_resumed(faults,
     assert child.until(lambda: step_now(run) >= 7)
     fill(disk)
     assert child.wait() == 2
-    assert "Training is done at step 12, and its last checkpoint could not be saved" in child.words
+    assert "Training is done at step 12, but its last checkpoint could not be saved" in child.words
     assert "Traceback" not in child.said
     assert saved_step(run) in (6, 8)
     (disk / "ballast").unlink()

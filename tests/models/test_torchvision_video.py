@@ -169,6 +169,8 @@ def test_the_grid_is_that_of_the_tokens_at_any_size(name):
         encoder = BUILDERS[name]().eval()
         if name.startswith("mvit"):
             encoder.tokens = "patches"
+            # the first and the last of each stage: those between change neither the grid nor the width
+            encoder.blocks = nn.ModuleList(encoder.blocks[index] for index in (0, 1, 2, 3, 13, 14, 15))
         for size in [*sizes, *([] if name == "s3d" else [(1, 1, 1), (2, 3, 5)])]:
             tokens = encoder(torch.empty(2, 3, *size))
             t, h, w = encoder.grid(*size)
@@ -216,7 +218,8 @@ def test_patches_of_mvit_are_the_other_tokens():
 
 @pytest.mark.parametrize("name", ["mvit_v1_b", "mvit_v2_s"])
 def test_graphs_of_mvit_take_any_number_of_clips(name):
-    stem = TorchvisionMViT(image_size=32, num_frames=4, name=name).stem
+    with torch.device("meta"):
+        stem = TorchvisionMViT(image_size=32, num_frames=4, name=name).stem.to_empty(device="cpu")
     shapes = ({0: torch.export.Dim("clips")},)
     graph = torch.export.export(stem, (torch.randn(2, 3, 4, 32, 32),), dynamic_shapes=shapes).module()
     assert graph(torch.randn(5, 3, 4, 32, 32))[0].shape == (5, 129, 96)

@@ -18,6 +18,7 @@ from vidtrain.data.loading import dataset as dataset_module
 from vidtrain.errors import UserError
 from vidtrain.evaluate import check, evaluate
 from vidtrain.evaluation.view_store import UNITS, open_views, units_done
+from vidtrain.reports import plots
 from vidtrain.train import train
 
 SMALL = small(
@@ -44,7 +45,10 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture
-def run(root):
+def run(root, monkeypatch):
+    """Evaluates with more overrides; the curve of the views is drawn in `root` alone, as that takes long."""
+    monkeypatch.setattr(plots, "save_png", lambda figure, path: path.touch())
+
     def call(*overrides):
         cfg = config_of("evaluate", f"checkpoint={root}/run", *overrides)
         assert check(cfg) == []

@@ -418,7 +418,7 @@ def test_a_video_too_short_for_a_clip_ends_the_run_with_its_name(config, tmp_pat
 
 
 def test_a_later_phase_is_checked_before_the_first_starts(config, tmp_path):
-    with pytest.raises(UserError, match="unfreeze_last.duration=0.1% .*no step"):
+    with pytest.raises(UserError, match="unfreeze_last.duration=0.1% .*one step"):
         train(config(f"run_dir={tmp_path}", "stage=progressive", "stage.unfreeze_last.duration=0.1%"))
     assert not (tmp_path / "checkpoints").exists()
 
