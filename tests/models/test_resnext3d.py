@@ -15,8 +15,8 @@ from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import AttentiveClassifier, FullyConvolutionalClassifier
 from vidtrain.models.residual3d import BASIC, POSTACTIVATED, PREACTIVATED, RESIDUALS, SHORTCUTS, ResNeXt3D
-from vidtrain.models.weights.classy_vision import CLASSY_VISION_RESNEXT3D
 from vidtrain.models.weights.format import Weights
+from vidtrain.models.weights.residual_networks import CLASSY_VISION_RESNEXT3D
 from vidtrain.training.run import PhaseSettings
 from vidtrain.training.stages import apply_phase, parameter_groups, set_train_mode
 

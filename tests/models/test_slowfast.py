@@ -16,7 +16,7 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import AttentiveClassifier, FullyConvolutionalClassifier
 from vidtrain.models.slowfast import SlowFast, SlowOnly
 from vidtrain.models.weights.format import Weights
-from vidtrain.models.weights.pytorchvideo import PYTORCHVIDEO_SLOW, PYTORCHVIDEO_SLOWFAST
+from vidtrain.models.weights.residual_networks import PYTORCHVIDEO_SLOW, PYTORCHVIDEO_SLOWFAST
 from vidtrain.training.run import PhaseSettings
 from vidtrain.training.stages import apply_phase, parameter_groups, set_train_mode
 

@@ -18,7 +18,7 @@ from vidtrain.models.heads import FullyConvolutionalClassifier
 from vidtrain.models.residual3d import X3D, squeezed_width
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.loading import FORMATS, match
-from vidtrain.models.weights.pytorchvideo import PYSLOWFAST_X3D, PYTORCHVIDEO_X3D
+from vidtrain.models.weights.residual_networks import PYSLOWFAST_X3D, PYTORCHVIDEO_X3D
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 HUB = {"x3d_xs": x3d_xs, "x3d_s": x3d_s, "x3d_m": x3d_m, "x3d_l": x3d_l}

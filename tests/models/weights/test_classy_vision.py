@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import FullyConvolutionalClassifier
 from vidtrain.models.residual3d import BASIC, POSTACTIVATED, PREACTIVATED, RESIDUALS, SHORTCUTS, ResNeXt3D
-from vidtrain.models.weights.classy_vision import CLASSY_VISION_RESNEXT3D as FORMAT
 from vidtrain.models.weights.format import Weights
+from vidtrain.models.weights.residual_networks import CLASSY_VISION_RESNEXT3D as FORMAT
 
 CLASSES = 7
 SETTINGS = {

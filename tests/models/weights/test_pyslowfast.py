@@ -7,7 +7,7 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import FullyConvolutionalClassifier
 from vidtrain.models.slowfast import SlowFast, SlowOnly
 from vidtrain.models.weights.format import Weights
-from vidtrain.models.weights.pytorchvideo import PYSLOWFAST, PYSLOWFAST_SLOW
+from vidtrain.models.weights.residual_networks import PYSLOWFAST, PYSLOWFAST_SLOW
 
 # Its names and ours; and how many tensors its models of configs/Kinetics have, counted in their state dicts
 NAMES = {

@@ -16,7 +16,7 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import FullyConvolutionalClassifier
 from vidtrain.models.slowfast import SlowFast, SlowOnly
 from vidtrain.models.weights.format import Format, Weights
-from vidtrain.models.weights.pytorchvideo import PYTORCHVIDEO_SLOW, PYTORCHVIDEO_SLOWFAST
+from vidtrain.models.weights.residual_networks import PYTORCHVIDEO_SLOW, PYTORCHVIDEO_SLOWFAST
 
 CLASSES = 7
 FORMATS = {"slowfast": PYTORCHVIDEO_SLOWFAST, "slow": PYTORCHVIDEO_SLOW}

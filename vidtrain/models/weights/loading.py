@@ -12,7 +12,7 @@ from torch import Tensor
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.lora import Base, BaseFile
-from vidtrain.models.weights import classy_vision, image_models, pytorchvideo, torchvision, videomae, vjepa
+from vidtrain.models.weights import image_models, residual_networks, torchvision, videomae, vjepa
 from vidtrain.models.weights.files import content_hash, read, stamp
 from vidtrain.models.weights.format import OWN, Converted, Format, LoadReport, Weights
 from vidtrain.models.weights.pretraining import take_pretraining
@@ -32,16 +32,16 @@ FORMATS: tuple[Format, ...] = (
     torchvision.TORCHVISION_S3D,
     torchvision.TORCHVISION_MVIT,
     torchvision.TORCHVISION_SWIN,
-    pytorchvideo.PYTORCHVIDEO_SLOWFAST,
-    pytorchvideo.PYTORCHVIDEO_SLOW,
-    pytorchvideo.PYTORCHVIDEO_X3D,
-    pytorchvideo.PYSLOWFAST,
-    pytorchvideo.PYSLOWFAST_SLOW,
-    pytorchvideo.PYSLOWFAST_X3D,
+    residual_networks.PYTORCHVIDEO_SLOWFAST,
+    residual_networks.PYTORCHVIDEO_SLOW,
+    residual_networks.PYTORCHVIDEO_X3D,
+    residual_networks.PYSLOWFAST,
+    residual_networks.PYSLOWFAST_SLOW,
+    residual_networks.PYSLOWFAST_X3D,
     torchvision.PYSLOWFAST_MVIT,
     torchvision.PYTORCHVIDEO_MVIT,
     torchvision.HIERA,
-    classy_vision.CLASSY_VISION_RESNEXT3D,
+    residual_networks.CLASSY_VISION_RESNEXT3D,
     image_models.EFFICIENTNET_LITE,
     image_models.TIMM_VIT,
     image_models.TIMM_FRAMES,  # last: any image model could be of timm

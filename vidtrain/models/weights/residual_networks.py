@@ -1,21 +1,20 @@
-"""Weights of SlowFast, Slow and X3D from PyTorchVideo, such as SLOWFAST_8x8_R50.pyth and X3D_S.pyth, and from
-facebookresearch/SlowFast (PySlowFast), which has the same networks with other names.
-
-Files are {"model_state": ...}; a plain state dict, also of a wrapped network, works too. For PySlowFast's names see its
-slowfast/models: video_model_builder.py and the *_helper.py.
-"""
+"""Weights of 3D residual networks: SlowFast, Slow and X3D of PyTorchVideo and PySlowFast; Classy Vision's ResNeXt3D."""
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 from vidtrain.models.classifier import EncoderWithHead
-from vidtrain.models.residual3d import X3D
+from vidtrain.models.residual3d import BASIC, POSTACTIVATED, PREACTIVATED, X3D, ResNeXt3D
 from vidtrain.models.slowfast import NUM_BLOCKS, SlowFast, SlowOnly
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
+
+# --- PyTorchVideo, such as SLOWFAST_8x8_R50.pyth: {"model_state": ...} or a plain state dict ---------------------
 
 WRAPPED = re.compile(r"(?:(?:model_state|state_dict|model|module)\.)*(blocks\.\d+\..+)")
 BLOCK = re.compile(r"blocks\.([1-4])\.(?:multipathway_blocks\.0\.)?res_blocks\.(\d+)\.branch2\.conv_a\.weight")
@@ -96,10 +95,12 @@ def _named(weights: Weights, names: Renaming) -> Converted:
     return converted
 
 
-def _num_blocks(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+def _counted(names: Iterable[str], block: re.Pattern[str]) -> list[int]:
     """The number of blocks of each stage; with two pathways, those of the slow one."""
-    blocks = [(int(match[1]), int(match[2])) for match in map(BLOCK.fullmatch, tensors) if match]
-    return tuple(1 + max((block for own, block in blocks if own == stage), default=-1) for stage in STAGES)
+    counts: dict[int, int] = defaultdict(int)
+    for match in filter(None, map(block.fullmatch, names)):
+        counts[int(match[1])] = max(counts[int(match[1])], int(match[2]) + 1)
+    return [counts[stage] for stage in sorted(counts)]
 
 
 def _is_slow(weights: Weights) -> bool:
@@ -126,7 +127,7 @@ def _convert_slowfast(weights: Weights, model: EncoderWithHead) -> Converted:
         "encoder.fusion_ratio": channels // fast_channels,
         "encoder.fusion_kernel": kernel,
     }
-    depth = DEPTHS.get(_num_blocks(tensors))
+    depth = DEPTHS.get(tuple(_counted(tensors, BLOCK)))
     if depth is not None:
         converted.requires["encoder.depth"] = depth
         if (depth, kernel) in PUBLISHED_ALPHA:
@@ -137,7 +138,7 @@ def _convert_slowfast(weights: Weights, model: EncoderWithHead) -> Converted:
 def _convert_slow(weights: Weights, model: EncoderWithHead) -> Converted:
     tensors, converted = _unwrapped(weights), _named(weights, SLOW_NAMES)
     converted.requires = {"encoder.width": len(tensors["blocks.0.conv.weight"])}
-    depth = DEPTHS.get(_num_blocks(tensors))
+    depth = DEPTHS.get(tuple(_counted(tensors, BLOCK)))
     if depth is not None:
         converted.requires["encoder.depth"] = depth
     return converted
@@ -150,7 +151,7 @@ def _convert_x3d(weights: Weights, model: EncoderWithHead) -> Converted:
         converted.tensors[hidden] = converted.tensors[hidden].flatten(1)
         converted.changed[hidden] = "a 1x1x1 convolution, as a linear layer"
     converted.requires = {
-        "encoder.num_blocks": list(_num_blocks(tensors)),
+        "encoder.num_blocks": _counted(tensors, BLOCK),
         "encoder.width": len(tensors["blocks.0.conv.conv_t.weight"]),
         "encoder.norm_first_shortcut": "blocks.1.res_blocks.0.branch1_norm.weight" in tensors,
     }
@@ -177,7 +178,7 @@ PYTORCHVIDEO_X3D = Format(
     "PyTorchVideo, X3D", X3D, "model=x3d_xs, x3d_s, x3d_m or x3d_l", _is_x3d, _convert_x3d, _revert_x3d
 )
 
-# --- PySlowFast: names are converted to PyTorchVideo's first ------------------------------------------------
+# --- PySlowFast, with the names of its slowfast/models, which are converted to PyTorchVideo's first ---------------
 
 PYSLOWFAST_WRAPPED = re.compile(r"(?:(?:model_state|state_dict|model|module)\.)*((?:s\d(?:_fuse)?|head)\..+)")
 BRANCH = {f"branch2.{layer}": f"branch2.conv_{layer}" for layer in "abc"}
@@ -190,10 +191,7 @@ def _pathway(pathway: int, stem: str, stage_of: str) -> Pairs:
     theirs = f"s1.pathway{pathway}_stem"
     pairs = [(f"{theirs}.conv", f"{stem}.conv"), (f"{theirs}.bn", f"{stem}.norm")]
     for stage in STAGES:
-        theirs, torchs = (
-            f"s{stage + 1}.pathway{pathway}_res{{n}}",
-            f"{stage_of.format(stage)}.res_blocks.{{n}}",
-        )
+        theirs, torchs = f"s{stage + 1}.pathway{pathway}_res{{n}}", f"{stage_of.format(stage)}.res_blocks.{{n}}"
         pairs += [(f"{theirs}.{name}", f"{torchs}.{torch_name}") for name, torch_name in BRANCH.items()]
     return pairs
 
@@ -270,3 +268,133 @@ PYSLOWFAST_SLOW = _pyslowfast(
     PYTORCHVIDEO_SLOW,
 )
 PYSLOWFAST_X3D = _pyslowfast("PySlowFast, X3D", _pyslowfast_x3d(), PYTORCHVIDEO_X3D)
+
+
+# --- Classy Vision: a training checkpoint, a model's `get_classy_state()`, or a plain state dict. Strides and the -----
+# --- stem's max pool cannot be read from tensors: set them as in the published config ------------------------------
+
+STATE = re.compile(
+    r"(?:(?:classy_state_dict\.)?base_model\.)?(?:model\.)?(?:module\.)?"
+    r"(?:trunk\.(?P<trunk>.+)|_?heads\.(?P<head>[^.]+\.[^.]+)\.(?P<inside>.+)|(?P<plain>(?:stem|stages)\..+))"
+)
+CLASSY_BLOCK = re.compile(r"trunk\.stages\.(\d+)\.pathway0\.pathway0-stage\d+-block(\d+)\..+")
+OUR_BLOCK = re.compile(r"encoder\.stages\.(\d+)\.(\d+)\..+")
+STEM = "trunk.stem.stem.stem-path0"
+FIRST = "trunk.stages.0.pathway0.pathway0-stage1-block0"
+HEAD_ID = "default_head"  # the name of the head in Classy Vision's configs
+BOTTLENECK = {f"branch2{part}": f"conv_{part}" for part in "abc"}
+BOTTLENECK |= {f"branch2{part}_bn": f"norm_{part}" for part in "abc"}
+BASIC_PARTS = {"transform.0": "conv_a", "transform.1": "norm_a", "transform.3": "conv_b", "transform.4": "norm_b"}
+
+
+def _resnext_names(num_blocks: list[int], residual: str) -> Renaming:
+    pairs = [(f"{STEM}.conv", "encoder.stem.conv"), (f"{STEM}.bn", "encoder.stem.norm")]
+    for stage in range(len(num_blocks)):
+        theirs = f"trunk.stages.{stage}.pathway0.pathway0-stage{stage + 1}-block{{n}}"
+        ours = f"encoder.stages.{stage}.{{n}}"
+        for part, name in (BASIC_PARTS if residual == BASIC else BOTTLENECK).items():
+            pairs.append((f"{theirs}.residual.{part}", f"{ours}.branch.{name}"))
+        pairs.append((f"{theirs}.skip.branch1", f"{ours}.shortcut.conv"))
+        pairs.append((f"{theirs}.skip.branch1_bn", f"{ours}.shortcut.norm"))
+    last = f"pathway0-stage{len(num_blocks)}-block{num_blocks[-1] - 1}"
+    if residual == PREACTIVATED:
+        pairs.append((f"trunk.stages.{len(num_blocks) - 1}.pathway0.{last}-bn", "encoder.norm.0"))
+        last += "-relu"
+    return Renaming([*pairs, (f"heads.{last}.{HEAD_ID}.head_fcl.projection", "head.linear")])
+
+
+def _trunk_and_heads(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """The trunk, and the tensors of each head by their names inside it. A head's name is that of its block and its
+    own."""
+    trunk: dict[str, Tensor] = {}
+    heads: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        match = STATE.fullmatch(name)
+        if match and match["head"]:
+            heads[match["head"]][match["inside"]] = tensor
+        elif match:
+            # In a plain state dict, a block with a head is wrapped in another module
+            trunk["trunk." + (match["trunk"] or match["plain"]).replace("._module.", ".")] = tensor
+    return trunk, heads
+
+
+def _is_resnext(weights: Weights) -> bool:
+    names = _trunk_and_heads(weights.tensors)[0].keys()
+    return f"{STEM}.conv.weight" in names and any(map(CLASSY_BLOCK.fullmatch, names))
+
+
+def _convert_resnext(weights: Weights, model: EncoderWithHead) -> Converted:
+    trunk, heads = _trunk_and_heads(weights.tensors)
+    num_blocks = _counted(trunk, CLASSY_BLOCK)
+    residual = _residual_type(trunk)
+    names = _resnext_names(num_blocks, residual)
+    converted = names.convert(trunk)
+    converted.left_out = {name: "not part of the network" for name in weights.tensors if not STATE.fullmatch(name)}
+    for head, tensors in heads.items():
+        for inside, tensor in tensors.items():
+            name = f"heads.{head}.{inside}"
+            if len(heads) > 1:
+                converted.left_out[name] = "one of several heads; the model has one"
+            elif inside.startswith("head_fcl.projection."):
+                converted.tensors[f"head.linear.{inside.removeprefix('head_fcl.projection.')}"] = tensor
+            else:
+                converted.unexpected.append(name)
+    converted.requires = _resnext_settings(trunk, num_blocks, residual)
+    _inflate(converted, model)
+    return converted
+
+
+def _revert_resnext(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in "model" of `get_classy_state()`, by dotted names, with the head called default_head."""
+    residual = POSTACTIVATED if any(".branch.conv_c." in name for name in tensors) else BASIC
+    if any(name.startswith("encoder.norm.") for name in tensors):
+        residual = PREACTIVATED
+    return _resnext_names(_counted(tensors, OUR_BLOCK), residual).revert(tensors)
+
+
+def _residual_type(trunk: Mapping[str, Tensor]) -> str:
+    if any(".residual.transform." in name for name in trunk):
+        return BASIC
+    norm_of_last_sum = any(name.endswith("-bn.weight") for name in trunk)
+    return PREACTIVATED if norm_of_last_sum else POSTACTIVATED
+
+
+def _resnext_settings(trunk: Mapping[str, Tensor], num_blocks: list[int], residual: str) -> dict[str, Any]:
+    """The settings that can be read from the tensors."""
+    middle = "transform.3" if residual == BASIC else "branch2b"
+    last = "transform.3" if residual == BASIC else "branch2c"
+    weights = {f"{FIRST}.residual.{part}.weight" for part in (middle, last)}
+    settings: dict[str, Any] = {
+        "encoder.num_blocks": num_blocks,
+        "encoder.residual_transformation_type": residual,
+        "encoder.stem_planes": trunk[f"{STEM}.conv.weight"].shape[0],
+    }
+    if weights <= trunk.keys():
+        inner, in_group = trunk[f"{FIRST}.residual.{middle}.weight"].shape[:2]
+        settings["encoder.num_groups"] = inner // in_group
+        settings["encoder.stage_planes"] = trunk[f"{FIRST}.residual.{last}.weight"].shape[0]
+        if residual != BASIC:
+            settings["encoder.width_per_group"] = in_group
+    for name, weight in trunk.items():
+        if name.endswith(".skip.branch1.weight") and weight.shape[0] != weight.shape[1]:
+            norm = name.replace("branch1.weight", "branch1_bn.weight")
+            norm_last = norm in trunk and trunk[norm].shape[0] == weight.shape[0]
+            kind = "postactivated_shortcut" if norm_last else "preactivated_shortcut"
+            settings["encoder.skip_transformation_type"] = kind
+    return settings
+
+
+def _inflate(converted: Converted, model: EncoderWithHead) -> None:
+    """Inflates kernels of one frame, of image models, to the model's (Carreira & Zisserman 2017, arXiv:1705.07750)."""
+    own = model.state_dict()
+    for name, weight in converted.tensors.items():
+        if name in own and weight.ndim == own[name].ndim == 5 and weight.shape[2] == 1 < own[name].shape[2]:
+            frames = own[name].shape[2]
+            converted.tensors[name] = repeat(weight, "o i 1 h w -> o i t h w", t=frames) / frames
+            converted.resized[name] = f"a kernel of 1 frame inflated to {frames}"
+
+
+MODELS = "model=resnext3d_18, or another resnext3d_*"
+CLASSY_VISION_RESNEXT3D = Format(
+    "Classy Vision, ResNeXt3D", ResNeXt3D, MODELS, _is_resnext, _convert_resnext, _revert_resnext
+)
