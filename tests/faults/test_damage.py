@@ -27,7 +27,7 @@ def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(faults, alone
     assert child.wait() == 0, child.said
     said = child.words
     assert "skipped last.pt, and renamed it damaged_last.pt: checkpoint" in said
-    assert "is damaged: its content is not what its checksum says" in said
+    assert "is damaged: its content does not match its checksum" in said
     assert "resuming from previous.pt instead, at step 10: the steps since are repeated" in said
     assert f"resumed from {ended}/checkpoints/previous.pt at step 10" in said
     assert difference(alone, ended) is None

@@ -90,7 +90,7 @@ def test_rows_wait_in_memory_for_room(faults, alone, tmp_path):
     assert (run / "metrics.jsonl").read_bytes().endswith(b"}\n")
     child.limit_files(-1)
     assert child.wait() == 0, child.said
-    assert "metrics.jsonl (there is no room for all of a row): its rows wait in memory" in child.words
+    assert "metrics.jsonl (there is no space for a whole row): its rows wait in memory" in child.words
     assert "no checkpoint at step 6: log rows of rank 0 are not written" in child.words
     assert "metrics.jsonl is written again, with every row that waited" in child.words
     assert failed(run)[0] == 1

@@ -101,7 +101,7 @@ def test_file_system_without_locks_is_used_with_a_warning(
 
     monkeypatch.setattr("fcntl.flock", refuse)
     RunLock(tmp_path).release()
-    assert caplog.messages == [f"{tmp_path} is on a file system without locks: start no second process there"]
+    assert caplog.messages == [f"{tmp_path} is on a file system without locks: do not start a second process there"]
 
 
 def test_folder_that_cannot_be_made_or_written_is_named(tmp_path: Path):

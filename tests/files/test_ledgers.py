@@ -77,8 +77,8 @@ def test_a_full_disk_is_reported_once_by_name(tmp_path: Path, room):
     "size, kept, trouble",
     [
         (12, 1, "File too large"),
-        (15, 1, "there is no room for all of a row"),  # of the second row, three bytes
-        (30, 2, "there is no room for all of a row"),
+        (15, 1, "there is no space for a whole row"),  # of the second row, three bytes
+        (30, 2, "there is no space for a whole row"),
         (0, 0, "File too large"),
     ],
 )
@@ -207,5 +207,5 @@ def test_step_table_refuses_rows_of_other_keys(tmp_path: Path):
     with pytest.raises(ValueError, match='needs a "step"'):
         table.append({"loss": 0.5})
     table.append({"step": 1})
-    with pytest.raises(ValueError, match=r"a row came with \['step', 'loss'\]"):
+    with pytest.raises(ValueError, match=r"but a row has \['step', 'loss'\]"):
         table.append({"step": 2, "loss": 0.5})

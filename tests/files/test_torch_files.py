@@ -33,7 +33,7 @@ def test_a_number_that_is_repeated(lazy, tmp_path):
 
 
 def test_lists_that_hold_one_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_files, "MOST_CONTAINERS", 20_000)
+    monkeypatch.setattr(torch_files, "MAX_CONTAINERS", 20_000)
     laughs: list = [0]
     for _ in range(30):
         laughs = [laughs, laughs]

@@ -73,7 +73,7 @@ def test_the_newest_that_verifies_is_used(tmp_path, bad, expected):
     if "last" in bad:
         assert said[0] == (
             f"skipped last.pt, and renamed it damaged_last.pt: checkpoint {tmp_path}/last.pt is damaged: its "
-            "content is not what its checksum says; copy it again"
+            "content does not match its checksum; copy it again"
         )
         assert said[-1] == f"resuming from {name} instead, at step {step}: the steps since are repeated"
         assert len(said) == len(bad) + 1
@@ -89,7 +89,7 @@ def test_where_none_verifies_each_is_named_and_left_where_it_is(tmp_path):
         find_resume(tmp_path, ALONE, Said())
     assert str(error.value) == (
         f"none of the checkpoints in {tmp_path} can be used, and a run does not start from scratch by itself:\n"
-        f"  checkpoint {tmp_path}/last.pt is damaged: its content is not what its checksum says; copy it again\n"
+        f"  checkpoint {tmp_path}/last.pt is damaged: its content does not match its checksum; copy it again\n"
         f"  checkpoint {tmp_path}/previous.pt is truncated or not a PyTorch file\n"
         "Replace one of them with a good copy. If there is none, start a new run in another run_dir; if best.pt is "
         f"good, init_from={tmp_path}/best.pt starts from its weights"

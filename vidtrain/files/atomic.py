@@ -1,4 +1,4 @@
-"""Files that survive a crash: replaced as a whole, or growing by complete rows. And strict JSON."""
+"""Files that survive a crash: replaced as a whole, or growing by complete rows; strict JSON."""
 
 import csv
 import errno
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flushes a folder to the disk: only then does a new or renamed file in it survive a power cut."""
+    """Flushes a folder to the disk, so that a new or renamed file in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -93,7 +93,7 @@ def read_json(path: Path, advice: str, needed: Sequence[str] = ()) -> dict[str, 
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, as sha256sum gives it."""
+    """SHA-256 of a file in hexadecimal, as sha256sum prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -109,15 +109,15 @@ def _finite(value: object) -> object:
 
 # --- files that grow by one row at a time, and can be cut back to an earlier step ---------------------------
 #
-# They survive a kill at any instant. It can leave an incomplete last line, and rows of steps that the resumed run will
-# repeat. An incomplete line is dropped when the file is next opened or read, repeated rows by `keep` and `rewind`.
+# They survive a kill at any instant. A kill can leave an incomplete last line, and rows of steps that the resumed run
+# repeats. The next opening or reading drops an incomplete line; `keep` and `rewind` drop rows of repeated steps.
 
 
 NO_ROOM = (*FULL, errno.EIO)  # what writing to a full disk raises
 
 
 class Ledger:
-    """A file to which complete lines are appended. After `write` the kernel has them, or `trouble` says why not.
+    """A file to which complete lines are appended. After `write` the kernel has them, or `trouble` holds the cause.
 
     On a full disk, at most `most_held` lines wait in memory, in order, until there is space again. After `close`, the
     next line opens the file again.
@@ -166,15 +166,15 @@ class Ledger:
             return
         try:
             if self._file is None:
-                if self.path.exists():  # a killed run may have left an incomplete last line, which goes first
+                if self.path.exists():  # a killed run may have left an incomplete last line
                     os.truncate(self.path, len(whole_lines(self.path).encode(errors="surrogateescape")))
                 self._file = io.FileIO(self.path, "a")
             written = self._file.write(self._held)
             if written < len(self._held):
-                # There was space for only a part: the file is cut back, so that it ends with a complete line
+                # There was space for a part only: the file is cut back to its last complete line
                 complete = self._held.rfind(b"\n", 0, written) + 1
                 self._file.truncate(os.fstat(self._file.fileno()).st_size - (written - complete))
-                self._held, self.trouble = self._held[complete:], "there is no room for all of a row"
+                self._held, self.trouble = self._held[complete:], "there is no space for a whole row"
                 self.lacks_room = True
             else:
                 self._held, self.trouble = b"", None
@@ -216,7 +216,7 @@ class StepTable(Ledger):
         if not self._columns:
             self._begin(row)
         if row.keys() != set(self._columns):
-            raise ValueError(f"{self.path.name} has the columns {self._columns}, a row came with {list(row)}")
+            raise ValueError(f"{self.path.name} has the columns {self._columns}, but a row has {list(row)}")
         self._pending.append([row[column] for column in self._columns])
         if len(self._pending) >= self._flush_every:
             self._write_pending()
@@ -246,7 +246,7 @@ class StepTable(Ledger):
         if existing_header and existing_header != [columns]:
             raise UserError(
                 f"{self.path} has the columns {existing_header[0]}, but this run writes {columns}: "
-                "it was made by other code. Start in a new run folder, or move this file away."
+                "another version of the code wrote it. Start in a new run folder, or move this file away."
             )
         self._columns = columns
         if not existing_header:
@@ -268,7 +268,7 @@ def each_json_line(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the rows of `read_json_lines` one at a time."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):  # incomplete: the run was killed, or is still writing it
+            if not line.endswith(b"\n"):  # incomplete: the run was killed, or is still writing
                 return
             try:
                 row = json.loads(line)
@@ -279,7 +279,7 @@ def each_json_line(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def whole_lines(path: Path) -> str:
-    """The text up to its last newline: the rest is an incomplete line of a killed run."""
+    """The text up to its last newline, without an incomplete line of a killed run."""
     data = path.read_bytes()
     return data[: data.rfind(b"\n") + 1].decode(errors="surrogateescape")
 

@@ -26,25 +26,25 @@ CONF = ROOT / "conf"
 
 
 def install_hint(extra: str) -> str:
-    """The command that installs an extra. It never names the bare package: the package index has another project with
-    that name."""
+    """The command that installs an extra. It does not name the package alone, as the package index has another project
+    of that name."""
     if IN_CHECKOUT:
         return f"uv sync --extra {extra}"
-    return f"pip install 'WHEEL[{extra}]', WHEEL being the path of the file that vidtrain was installed from"
+    return f"pip install 'WHEEL[{extra}]', where WHEEL is the file that vidtrain was installed from"
 
 
 # --- one process per run folder ---------------------------------------------------------------------------
 
-LOOK_SECONDS = 0.05  # longer than `is_held` keeps a lock
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of file systems without locks
+RETRY_SECONDS = 0.05  # longer than `is_held` holds a lock
+NO_LOCK_ERRORS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of file systems without locks
 
 
 class RunLock:
     """Locks `run_dir` for this process until `release`, or until the process ends in any way.
 
-    Rank 0 takes it before anything is written. It is a lock of the kernel (flock), so kill -9 frees it and no stale
-    lock can remain. The folder is created if it is absent. Raises UserError if another process holds the lock, or if
-    the folder cannot be written.
+    Rank 0 takes it before anything is written. It is a lock of the kernel (flock), so it is free as soon as the process
+    ends, even by kill -9. The folder is created if it is absent. Raises UserError if another process holds the lock, or
+    if the folder cannot be written.
     """
 
     def __init__(self, run_dir: Path):
@@ -63,11 +63,11 @@ class RunLock:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
-        # Forked loader workers inherit the lock, and would keep it for seconds after a kill -9 of this process.
+        # Forked loader workers inherit the lock, and would hold it for seconds after a kill -9 of this process
         os.register_at_fork(after_in_child=self.release)
 
     def release(self) -> None:
-        """Frees the lock. The file stays: if it were removed, two processes could lock two different files."""
+        """Frees the lock. The file stays, because otherwise two processes could lock two different files."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -84,7 +84,7 @@ class RunLock:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # another process may only be testing the lock, in `is_held`
-                time.sleep(LOOK_SECONDS)
+                time.sleep(RETRY_SECONDS)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
@@ -92,9 +92,9 @@ class RunLock:
                 "wait for it, stop it, or choose another folder."
             ) from error
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in NO_LOCK_ERRORS:
                 raise
-            log.warning("%s is on a file system without locks: start no second process there", folder)
+            log.warning("%s is on a file system without locks: do not start a second process there", folder)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started})
         os.ftruncate(descriptor, 0)
@@ -102,7 +102,7 @@ class RunLock:
 
 
 def is_held(run_dir: Path) -> bool:
-    """Whether a process holds the lock of `run_dir`, on any machine for which the file system supports locks."""
+    """Whether a process holds the lock of `run_dir`, on any machine if the file system supports locks."""
     try:
         descriptor = os.open(run_dir / ".lock", os.O_RDONLY)
     except FileNotFoundError:
@@ -113,7 +113,7 @@ def is_held(run_dir: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in NO_LOCK_ERRORS:
             raise
     finally:
         os.close(descriptor)
@@ -121,26 +121,26 @@ def is_held(run_dir: Path) -> bool:
 
 
 def holder(run_dir: Path) -> str:
-    """A text about the process that holds the lock of `run_dir`, or held it last."""
+    """A text about the process that holds the lock of `run_dir`, or was the last to hold it."""
     try:
         process = json.loads((run_dir / ".lock").read_text(encoding="utf-8"))
     except ValueError:
-        return "another process, which has only just started"
+        return "another process, which has just started"
     return f"process {process['pid']} on {process['host']}, started {process['started']}"
 
 
 # --- links ------------------------------------------------------------------------------------------------
 
-MOST_SHOWN = 5  # at most so many links are named
-# W&B's folder of one start. It holds a link to W&B's own log, and later starts do not write into it
-OF_ONE_START = re.compile(r"(offline-)?run-\d{8}_\d{6}-\w+")
+MAX_LISTED = 5  # at most this many links are named
+# W&B's folder of one attempt. It holds a link to W&B's own log, and later attempts do not write into it
+WANDB_RUN_FOLDER = re.compile(r"(offline-)?run-\d{8}_\d{6}-\w+")
 
 
 def check_links(folder: Path, below: bool = False, folders: bool = True) -> None:
     """Raises `UserError` for links in `folder`, and with `below` in all its subfolders, that lead out of `folder`.
 
-    Somebody else may have made the folder. If a link in it had the name of a file that is written, another file of the
-    user would be overwritten. `folder` itself may be a link. Without `folders`, links to existing folders are allowed.
+    Somebody else may have made the folder. A link with the name of an output file would make the program overwrite
+    another file of the user. `folder` itself may be a link. Without `folders`, links to existing folders are allowed.
     """
     root = os.path.realpath(folder)
     outside = []
@@ -151,8 +151,8 @@ def check_links(folder: Path, below: bool = False, folders: bool = True) -> None
     if outside:
         raise UserError(
             f"cannot write into {folder}, as it holds links that lead out of it:\n  "
-            + "\n  ".join(first_lines(outside, MOST_SHOWN))
-            + "\nIf somebody else made them, your own files would be overwritten: replace the links by the files, or "
+            + "\n  ".join(first_lines(outside, MAX_LISTED))
+            + "\nIf somebody else made them, your own files could be overwritten: replace the links by the files, or "
             "remove them. The folder itself may be a link to another disk"
         )
 
@@ -169,7 +169,7 @@ def check_inside(path: Path, folder: Path) -> None:
 
 def check_writable(out: Path) -> None:
     """Creates the output folder. Raises `UserError` if it cannot be written, or holds links to other files that would
-    be overwritten. To be called before the work, so that the work is not lost."""
+    be overwritten. Call it before the work, so that the work is not lost."""
     check_links(out, folders=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def _is_inside(target: str, home: str) -> bool:
 def _links(folder: str, below: bool) -> Iterator[str]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    # Created later, which reports an error if `folder` is a file
+    # `folder` is created later, which reports an error if it is a file
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
@@ -196,5 +196,5 @@ def _links(folder: str, below: bool) -> Iterator[str]:
     for entry in entries:
         if entry.is_symlink():
             yield entry.path
-        elif below and entry.is_dir(follow_symlinks=False) and not OF_ONE_START.fullmatch(entry.name):
+        elif below and entry.is_dir(follow_symlinks=False) and not WANDB_RUN_FOLDER.fullmatch(entry.name):
             yield from _links(entry.path, below)

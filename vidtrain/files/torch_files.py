@@ -22,8 +22,7 @@ from vidtrain.errors import UserError
 class _Dtype:
     """Replaces NumPy's dtype while a file is read: only numbers, text and bytes, never objects or fields.
 
-    With NumPy's own class, a file could declare an array of bytes to be of objects, and these bytes would be used as
-    addresses.
+    With NumPy's own class, a file could declare an array of bytes as objects, and the bytes would be used as addresses.
     """
 
     CODES = re.compile(r"[?biufc]\d{0,2}|[SU]\d{1,6}")
@@ -83,9 +82,9 @@ PLAIN: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *((_reconstruct, f"numpy.{home}.multiarray._reconstruct") for home in ("core", "_core")),
 ]
 
-# A file may take at most MOST_GROWTH times its size in memory, plus SMALL bytes
-MOST_GROWTH, SMALL = 10, 1 << 28
-MOST_CONTAINERS, DEEPEST = 2_000_000, 200
+# A file may need at most MAX_GROWTH times its size in memory, plus SMALL bytes
+MAX_GROWTH, SMALL = 10, 1 << 28
+MAX_CONTAINERS, MAX_DEPTH = 2_000_000, 200
 
 
 def write_torch_file(payload: Mapping[str, Any], file: BinaryIO) -> None:
@@ -135,7 +134,7 @@ def _is_archive(file: BinaryIO) -> bool:
 
 
 def _check_archive(file: BinaryIO, path: Path, checksums: bool) -> None:
-    """Raises `UserError` for an archive that is damaged, or would take far more memory than its size.
+    """Raises `UserError` for an archive that is damaged, or would need far more memory than its size.
 
     With `checksums`, every byte is read and verified. PyTorch's own reader verifies no checksum.
     """
@@ -144,12 +143,12 @@ def _check_archive(file: BinaryIO, path: Path, checksums: bool) -> None:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             unpacked_size = sum(entry.file_size for entry in entries)
-            too_large = unpacked_size > MOST_GROWTH * size + SMALL
+            too_large = unpacked_size > MAX_GROWTH * size + SMALL
             damaged = checksums and (any(map(_is_misread, entries)) or (not too_large and archive.testzip()))
     except Exception as error:  # a damaged directory of the archive can make zipfile raise any exception
         raise UserError(f"checkpoint {path} is damaged: {error}; copy it again") from error
     if damaged:
-        raise UserError(f"checkpoint {path} is damaged: its content is not what its checksum says; copy it again")
+        raise UserError(f"checkpoint {path} is damaged: its content does not match its checksum; copy it again")
     if too_large:
         raise UserError(
             f"checkpoint {path} is refused: it has {size:,} bytes, and {unpacked_size:,} when it is unpacked"
@@ -171,16 +170,16 @@ def _check_bounds(payload: Any, path: Path, size: int) -> None:
         node, depth = waiting.pop()
         if isinstance(node, torch.Tensor):
             # A sparse tensor counts with its dense size
-            if node.numel() * node.element_size() > MOST_GROWTH * size + SMALL:
+            if node.numel() * node.element_size() > MAX_GROWTH * size + SMALL:
                 raise UserError(
                     f"checkpoint {path} is refused: it has {size:,} bytes, and a tensor of {list(node.shape)}"
                 )
         elif isinstance(node, Mapping | list | tuple):
             containers += 1
-            if containers > MOST_CONTAINERS or depth > DEEPEST:
+            if containers > MAX_CONTAINERS or depth > MAX_DEPTH:
                 raise UserError(
-                    f"checkpoint {path} is refused: it holds more than {MOST_CONTAINERS:,} lists and dictionaries, or "
-                    f"is nested deeper than {DEEPEST}"
+                    f"checkpoint {path} is refused: it holds more than {MAX_CONTAINERS:,} lists and dictionaries, or "
+                    f"is nested deeper than {MAX_DEPTH}"
                 )
             items = node.values() if isinstance(node, Mapping) else node
             kinds = (torch.Tensor, Mapping, list, tuple)

@@ -179,7 +179,7 @@ class TestBlame:
         with pytest.raises(UserError, match="cannot write .*: No such file"):
             Quarantine(tmp_path / "absent" / "q").blame("a.mp4", "a", 0)
 
-    @pytest.mark.parametrize("size, trouble", [(0, "File too large"), (9, "no room for all of a row")])
+    @pytest.mark.parametrize("size, trouble", [(0, "File too large"), (9, "no space for a whole row")])
     def test_a_full_disk_is_waited_for(self, video, tmp_path, caplog, request, size, trouble):
         """The run goes on; nothing or half a line was written, and when there is room all of it stands there."""
         path, before = tmp_path / "q", resource.getrlimit(resource.RLIMIT_FSIZE)
