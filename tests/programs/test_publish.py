@@ -149,6 +149,18 @@ def test_of_a_frozen_teacher_there_is_the_encoder_alone(tmp_path):
         exported(tmp_path)
 
 
+def test_of_a_frozen_teacher_the_norms_of_levels_are_the_trained_encoders(tmp_path):
+    teacher = tmp_path / "teacher"
+    written(teacher, "vjepa2_1")
+    model, _ = written(tmp_path, "vjepa2_1", "objective.momentum=1", f"objective.teacher={teacher}/best.pt")
+    out, card = exported(tmp_path, "formats=[original]")
+    assert set(card["files"]) == {"encoder.pth"}
+    norms = torch.load(out / "encoder.pth")["target_encoder"]
+    for level, block in enumerate((2, 5, 8)):
+        weight = model.get_parameter(f"head.norms.{block}.weight")
+        assert torch.equal(norms[f"module.backbone.norms_block.{level}.weight"], weight)
+
+
 @pytest.mark.parametrize(
     "name, overrides, options, words",
     [

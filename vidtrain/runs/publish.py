@@ -18,6 +18,7 @@ from vidtrain.config.references import to_dict
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import read_json, write_json_atomic, write_text_atomic
 from vidtrain.models.classifier import EncoderWithHead
+from vidtrain.models.dense_joint_embedding import LEVEL_NORMS, DenseJointEmbedding
 from vidtrain.models.exporting import written_whole
 from vidtrain.models.masked_models import JointEmbedding, MaskedModel
 from vidtrain.models.weights.loading import load_pretrained
@@ -42,6 +43,9 @@ def pretrained_network(config: DictConfig, weights: Mapping[str, Tensor], source
     if _is_frozen(model):
         checkpoint.restore(model.encoder, under(weights, "encoder."), source)
         model.teacher.load_state_dict(model.encoder.state_dict())
+        if isinstance(model, DenseJointEmbedding):  # the norms of levels belong to the encoder
+            checkpoint.restore(model.head.norms, under(weights, LEVEL_NORMS["encoder"]), source)
+            model.teacher_norms.load_state_dict(model.head.norms.state_dict())
     else:
         checkpoint.restore(model, weights, source)
     return model.eval()
