@@ -210,7 +210,7 @@ def test_videos_that_are_too_short_are_named_before_anything_is_computed(root, t
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patched:
         # clips of 8 x 8 frames, of videos that have 40
-        from vidtrain.app import judging as program
+        from vidtrain.app import view_tables as program
 
         before = program.as_trained
 
@@ -223,7 +223,7 @@ def test_videos_that_are_too_short_are_named_before_anything_is_computed(root, t
         with pytest.raises(UserError) as error:
             evaluate(cfg)
     said = str(error.value)
-    assert "short_video_policy=error, and 20 of 20 videos of test are too short for 8x8 frames at 16x16" in said
+    assert "short_video_policy=error, but 20 of 20 videos of test are too short for 8x8 frames at 16x16" in said
     assert "appear_000.mp4: the video is too short for a clip: it lasts 40, the clip's last frame is at 56" in said
     assert "and 10 more" in said and "short_video_policy=repeat_last" in said
 
