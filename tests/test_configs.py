@@ -37,6 +37,8 @@ def override(group: str, option: str) -> list[str]:
         return ["objective=videomae", "dataset=unlabeled", "dataset.source.path=videos"]
     if option == "salt":  # whose teacher must be there
         return ["objective=salt", "objective.momentum=0.99"]
+    if option == "vjepa2_1":  # needs more blocks than the default model has
+        return ["objective=vjepa2_1", "model.encoder.depth=4"]
     # the loop sees it as it is; large models are built without memory by the check
     return [f"{group}={option}"]
 
