@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from noisy_models import noisy
+from padded_batches import trained_both_ways
 from torch import Tensor
 
 from vidtrain.errors import UserError
@@ -119,24 +120,13 @@ def test_before_the_warmup_the_loss_is_that_of_hidden_tokens():
 @pytest.mark.parametrize("options", [{}, {"positions": "sincos", "modality_embed": False}, {"norm_per_layer": True}])
 def test_a_padded_batch_is_each_sample_alone_and_every_trained_parameter_has_a_gradient(options):
     model = noisy(dense(masks=BlockMasks(), **options)).eval()
-    seeds = torch.tensor([1, 2, 3])
-    masks = model.sample_masks(video(), seeds)
-    assert all(kind.visible_valid is not None for kind in masks)
-    losses = model.losses(video(), masks)
-    losses.sum().backward()
-    together = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    model.zero_grad()
-    alone = []
-    for i in range(3):
-        clip = video()[i : i + 1]
-        alone.append(model.losses(clip, model.sample_masks(clip, seeds[i : i + 1])))
-    torch.cat(alone).sum().backward()
-    torch.testing.assert_close(losses, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    (losses, together), (losses_alone, alone) = trained_both_ways(model, video())
+    torch.testing.assert_close(losses, losses_alone, atol=1e-5, rtol=1e-5)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad != name.startswith(("teacher.", "teacher_norms.")), name
         if parameter.requires_grad:
             assert together[name].any(), name
-            torch.testing.assert_close(together[name], parameter.grad, atol=2e-5, rtol=1e-4, msg=name)
+            torch.testing.assert_close(together[name], alone[name], atol=2e-5, rtol=1e-4, msg=name)
 
 
 def test_the_teachers_norms_follow_those_of_the_encoder():

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from noisy_models import noisy
+from padded_batches import trained_both_ways
 from torch import Tensor, nn
 from transformers import VJEPA2Config, VJEPA2Model
 
@@ -139,25 +140,17 @@ def test_predictions_targets_loss_and_gradients_are_those_of_transformers():
 @pytest.mark.parametrize("positions", ["rope", "rope_interleaved", "sincos", "sincos_uniform", "learned"])
 def test_a_padded_batch_is_each_sample_alone(positions):
     model = noisy(ours(masks=BlockMasks(), positions=positions)).eval()
-    seeds = torch.tensor([1, 2, 3])
-    masks = model.sample_masks(video(), seeds)
-    assert all(kind.visible_valid is not None for kind in masks)
-    losses = model.losses(video(), masks)
-    losses.sum().backward()
-    together = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    model.zero_grad()
-    alone, maps = [], []
-    for i in range(3):
-        clip = video()[i : i + 1]
-        single = model.sample_masks(clip, seeds[i : i + 1])
-        assert all(kind.visible_valid is None for kind in single)
-        alone.append(model.losses(clip, single))
-        maps.append(model.predictions(clip, single))
-    torch.cat(alone).sum().backward()
-    assert difference(losses, torch.cat(alone)) <= 1e-6
-    for name, parameter in model.named_parameters():
-        assert not parameter.requires_grad or difference(together[name], parameter.grad) <= 1e-5, name
-    torch.testing.assert_close(model.predictions(video(), masks), torch.cat(maps), equal_nan=True, atol=1e-5, rtol=0)
+    (losses, together), (losses_alone, alone) = trained_both_ways(model, video())
+    assert difference(losses, losses_alone) <= 1e-6
+    assert together.keys() == alone.keys()
+    for name, gradient in together.items():
+        assert difference(gradient, alone[name]) <= 1e-5, name
+    clips, seeds = video(), torch.tensor([1, 2, 3])
+    maps = [
+        model.predictions(clips[i : i + 1], model.sample_masks(clips[i : i + 1], seeds[i : i + 1])) for i in range(3)
+    ]
+    padded = model.predictions(clips, model.sample_masks(clips, seeds))
+    torch.testing.assert_close(padded, torch.cat(maps), equal_nan=True, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
