@@ -63,7 +63,7 @@ TABLE_OPTIONS = ("from_table", "out", "eval_clips", "crops", "fusion", "frame_or
                  "device", "calibrated")  # fmt: skip
 # Further such options of calibration
 CALIBRATION_OPTIONS = ("checkpoint", "split", "method", "min_precision", "min_recall", "set_coverage", "by_class",
-               "remove")  # fmt: skip
+                       "remove")  # fmt: skip
 # Clip settings that do not identify a table: two have no effect in evaluation, and `EvaluationPlan.identity` lists the
 # orders
 EXCLUDED_CLIP_KEYS = ("clip.train_clips", "clip.repeated_augmentation", "clip.frame_order")

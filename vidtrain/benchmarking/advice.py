@@ -40,7 +40,7 @@ STORE_BOUND = 0.5  # if loaders wait at least this share of their time for a sto
 KEEPS_UP = 1.2  # once a loader is this many times as fast as the model, more workers are not measured
 TRIED_VIDEOS = 6  # number of videos on which a prepared copy is tried
 MIN_FREE_CORES = 0.85  # if less than this share of the cores is free, other programs use the machine
-MIN_FREE_MEMORY = 0.5  # share of a GPU's memory that must be free before twice the batch is tried
+MIN_FREE_MEMORY = 0.5  # share of a GPU's memory that must be free before more of it is used
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def _variants(m: Measured) -> Iterator[Advice]:
 
 
 def _kept_activations(m: Measured) -> Iterator[Advice]:
-    if m.checkpointing and m.free_memory is not None and m.free_memory > 0.5:
+    if m.checkpointing and m.free_memory is not None and m.free_memory > MIN_FREE_MEMORY:
         # With activation checkpointing, the backward pass repeats the forward pass
         work = sum(m.parts.values()) - m.parts["load"]
         faster = m.compute * work / (work - m.parts["forward"])

@@ -190,8 +190,8 @@ class TrialState:
 def trial_state(
     sweep: Path, trial: Trial, objective: str | None = None, jobs: Mapping[int, str] | None = None
 ) -> TrialState:
-    """The state of one trial. `objective` is the metric whose last value is shown; `jobs` comes
-    from `base.slurm_jobs`."""
+    """The state of one trial. `objective` is the metric whose last value is shown; `jobs` comes from
+    `base.slurm_jobs`."""
     folder = sweep / trial.folder
     # Read before the result: a run that ends in between then counts as finished, and is not launched once more
     held = is_held(folder)

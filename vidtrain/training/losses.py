@@ -176,7 +176,7 @@ def describe_loss(loss: Loss, weights: Tensor | None) -> str:
 
 @dataclass
 class EpochSums:
-    """Sums over the epoch's samples so far, on the device. They are reduced over ranks and divided valid per epoch."""
+    """Sums over the epoch's samples so far, on the device. They are reduced over ranks and divided once per epoch."""
 
     loss: Tensor  # float64, summed over samples
     samples: Tensor  # int64

@@ -42,7 +42,7 @@ from vidtrain.training.stages import (
 )
 from vidtrain.training.validation import WeightAverage, kept_average, selecting_weights, settings_lines
 
-MAX_NAMED = 8  # when most this many parameters are named in an error message
+MAX_NAMED = 8  # at most this many parameters are named in an error message
 # Old names of fields of `TrainState` in stored checkpoints
 RENAMED = {"stale": "evals_since_best", "due": "eval_pending"}
 
@@ -56,7 +56,7 @@ class TrainState:
     step: int = 0
     total_step: int = 0  # over all phases
     best: float | None = None  # best value of trainer.monitor
-    best_step: int | None = None  # total_step when which it was measured
+    best_step: int | None = None  # total_step at which it was measured
     evals_since_best: int = 0  # in this phase
     # whether the evaluation after this step is still to do: in a checkpoint, because a signal interrupted it
     eval_pending: bool = False
@@ -188,7 +188,7 @@ class Trainer:
     state: TrainState
     average: WeightAverage | None
     saver: Saver
-    started: float  # time.perf_counter() when the start of this attempt, less the seconds of earlier attempts
+    started: float  # time.perf_counter() at the start of this attempt, less the seconds of earlier attempts
 
     @property
     def direction(self) -> str:
@@ -313,7 +313,7 @@ def check_gradients(
     Raises `UserError` naming the parameters whose gradient is absent or not finite, and if logits and labels do not
     match.
     """
-    # The forward pass updates batch statistics: the buffers are restored when the end
+    # The forward pass updates batch statistics: the buffers are restored at the end
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with autocast:
         loss = loss_of(model(clips), labels)
