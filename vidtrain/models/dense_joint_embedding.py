@@ -149,11 +149,12 @@ class DenseJointEmbedding(JointEmbedding):
         self.teacher_norms = norms_like(self.teacher, self.teacher_blocks).requires_grad_(False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
+    def followed(self) -> dict[str, tuple[nn.Module, nn.Module]]:
+        return super().followed() | {"teacher_norms": (self.teacher_norms, self.head.norms)}
+
     @torch.no_grad()
     def begin(self, loaded: Collection[str]) -> None:
         super().begin(loaded)
-        if self.momentum < 1 and not any(name.startswith("teacher_norms.") for name in loaded):
-            self.teacher_norms.load_state_dict(self.head.norms.state_dict())
         self.steps.zero_()  # those of a run whose weights were loaded do not count
 
     def tokens(self, clips: Tensor, visible: Tensor, visible_valid: Tensor | None) -> Tensor:
@@ -188,10 +189,6 @@ class DenseJointEmbedding(JointEmbedding):
         """Updates the teacher's moving average, and counts the step."""
         super().after_step()
         self.steps += 1
-        norms = list[Tensor](self.teacher_norms.parameters())
-        if self.momentum < 1 and norms:
-            torch._foreach_mul_(norms, self.momentum)
-            torch._foreach_add_(norms, list(self.head.norms.parameters()), alpha=1 - self.momentum)
 
     def _errors(self, clips: Tensor, masks: list[Masks]) -> list[tuple[Tensor, Tensor]]:
         """For each kind of masks the errors of hidden tokens [b m] and of visible ones [b n], float32."""

@@ -329,11 +329,16 @@ class JointEmbedding(MaskedModel):
         self.teacher.requires_grad_(False).eval()
         self._check_teacher()
 
+    def followed(self) -> dict[str, tuple[nn.Module, nn.Module]]:
+        """By name, each module of the teacher and the trained module that it follows."""
+        return {"teacher": (self.teacher, self.encoder)}
+
     @torch.no_grad()
     def begin(self, loaded: Collection[str]) -> None:
-        """Copies the encoder's weights into a teacher that follows it, unless the teacher's own weights were loaded."""
-        if self.momentum < 1 and not any(name.startswith("teacher.") for name in loaded):
-            self.teacher.load_state_dict(self.encoder.state_dict())
+        """Copies the trained weights into a teacher that follows them, unless the teacher's own were loaded."""
+        for name, (teacher, trained) in self.followed().items():
+            if self.momentum < 1 and not any(other.startswith(f"{name}.") for other in loaded):
+                teacher.load_state_dict(trained.state_dict())
 
     def train(self, mode: bool = True) -> "JointEmbedding":
         super().train(mode)
@@ -372,9 +377,10 @@ class JointEmbedding(MaskedModel):
         """Updates the teacher's moving average."""
         if self.momentum == 1:
             return
-        teacher, encoder = list[Tensor](self.teacher.parameters()), list[Tensor](self.encoder.parameters())
+        sides = zip(*self.followed().values(), strict=True)
+        teacher, trained = (list[Tensor](nn.ModuleList(modules).parameters()) for modules in sides)
         torch._foreach_mul_(teacher, self.momentum)
-        torch._foreach_add_(teacher, encoder, alpha=1 - self.momentum)
+        torch._foreach_add_(teacher, trained, alpha=1 - self.momentum)
 
     def feature_encoder(self) -> ViT3D:
         """The teacher, as the average is better than the encoder; the encoder if the teacher is frozen."""
