@@ -75,7 +75,7 @@ def test_the_best_head_is_reported_on_test_and_all_in_one_table(config, tmp_path
     [
         (["stage.head_grid.encoder_blocks=null"], "stage.head_grid.heads needs a frozen encoder"),
         (["stage.head_grid.heads.lr=[]"], "stage.head_grid.heads.lr=[] must hold at least one number"),
-        (["trainer.ema=0.9"], "stage.head_grid.heads is a grid, which trainer.ema=0.9"),
+        (["trainer.ema=0.9"], "stage.head_grid.heads cannot be averaged"),
     ],
 )
 def test_what_does_not_go_together_shows_before_the_start(config, overrides, why):

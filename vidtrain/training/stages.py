@@ -143,8 +143,7 @@ def check_average(phase: PhaseSettings, settings: TrainerSettings) -> None:
     """Raises `UserError` for an average of the weights in a phase that trains a grid of heads."""
     if phase.heads is not None and settings.ema is not None:
         raise UserError(
-            f"heads is a grid, which trainer.ema={settings.ema:g} cannot average: it averages one model; set "
-            "trainer.ema=null"
+            f"heads cannot be averaged: trainer.ema={settings.ema:g} averages one model; set trainer.ema=null"
         )
 
 
