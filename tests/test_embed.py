@@ -174,7 +174,7 @@ def test_mistakes_are_named(program, overrides, words):
 
 
 def test_what_gives_no_tokens_is_refused(run, made, tmp_path):
-    with pytest.raises(UserError, match=r"model\.onnx"):
+    with pytest.raises(UserError, match=r"model\.onnx is an exported graph"):
         embedded(f"checkpoint={run / 'export/model.onnx'}", f"videos=[{Embeddings.open(str(made)).paths[0]}]")
     with pytest.raises(UserError, match=r"splits=\['held'\]"):
         embedded(f"checkpoint={run}", "splits=[held]", f"out={tmp_path}")
