@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from composing import config_of
 from fork_server import run_program
@@ -16,6 +17,8 @@ from vidtrain.compare import check, compare
 from vidtrain.comparison.runs import find_runs, read_run
 from vidtrain.config.overrides import positional_to_override
 from vidtrain.errors import UserError
+from vidtrain.evaluation.report import report, write_report
+from vidtrain.evaluation.views import ViewTable
 
 CLASSES = ("jump", "run", "sit")
 PROTOCOL = "8x3 frames at 32x32, 1 clip x 1 crop, mean_logits"
@@ -209,10 +212,48 @@ def test_a_sweep(two):
 
 
 def test_a_metric_without_intervals(two):
+    """Earlier versions stored no logits."""
     found = run(two / "a0", two / "b0", out=two / "out", metric="loss")
     assert (found["metric"], found["tested"], found["higher_is_better"]) == ("loss", "top1", False)
-    assert "Intervals are of top1" in found["notes"][0]
+    assert "Intervals are of top1" in found["notes"][0] and "logits.npz" in found["notes"][0]
     assert found["comparisons"][0]["verdict"] == "better"
+
+
+def evaluated_again(folder: Path, logits: torch.Tensor, labels: torch.Tensor) -> Path:
+    """The run's evaluation, as an evaluation with these logits [30 k] leaves it."""
+    table = ViewTable(torch.arange(30), labels, logits[:, None], [], 30)
+    result = report(table, "mean_logits", PROTOCOL, independent=labels.ndim == 2)
+    write_report(result, folder / "eval" / "test", [f"{video}.mp4" for video in range(30)], CLASSES)
+    return folder
+
+
+def test_metrics_that_need_logits(two):
+    labels, noise = torch.arange(30) % 3, torch.randn(30, 3, generator=torch.Generator().manual_seed(1))
+    for name, scale in (("a0", 0.0), ("b0", 4.0)):
+        evaluated_again(two / name, noise + scale * torch.eye(3)[labels], labels)
+    found = run(two / "a0", two / "b0", out=two / "out", metric="loss")
+    assert (found["tested"], found["tested_higher_is_better"], found["comparisons"][0]["verdict"]) == (
+        "loss", False, "better",
+    )  # fmt: skip
+    low, high = found["comparisons"][0]["interval"]
+    assert low < found["comparisons"][0]["difference"] < high < 0
+    assert not any("Intervals are of" in note for note in found["notes"])
+    (two / "b0" / "eval" / "test" / "logits.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"b0/eval/test/logits\.npz cannot be read"):
+        run(two / "a0", two / "b0", out=two / "out")
+
+
+def test_several_labels_are_compared_by_their_mean_average_precision(two):
+    labels = (torch.rand(30, 3, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+    noise = torch.randn(30, 3, generator=torch.Generator().manual_seed(1))
+    runs = [evaluated_again(two / name, noise + scale * labels, labels) for name, scale in (("a0", 0.0), ("b0", 3.0))]
+    found = run(*runs, out=two / "out")
+    assert (found["metric"], found["tested"], found["draws"]) == ("map", "map", 1000)
+    (pair,) = found["comparisons"]
+    assert pair["of_other"][0] == pytest.approx(read_run(two / "b0", None).metrics["map"])
+    assert pair["verdict"] == "better" and 0 < pair["interval"][0] < pair["difference"] < pair["interval"][1]
+    (two / "b0" / "eval" / "test" / "logits.npz").unlink()
+    assert run(*runs, out=two / "out")["metric"] == "exact_match"
 
 
 def test_moved_videos_are_found_by_their_place_in_the_folder(two):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vidtrain.comparison.paired import compare
-from vidtrain.evaluation.report import Predictions
+from vidtrain.evaluation.predictions import Predictions
 
 LABELS = ["run", "sit"] * 10
 

@@ -6,12 +6,26 @@ import numpy as np
 import pytest
 import torch
 
-from vidtrain.comparison.paired import SCORES, mcnemar, resampled_scores, scores, seed_noise
 from vidtrain.comparison.recipes import importance
+from vidtrain.comparison.resampling import (
+    FROM_LOGITS,
+    PRECISIONS,
+    SCORES,
+    Ranking,
+    mcnemar,
+    resampled_scores,
+    sampled_logits,
+    scores,
+    seed_noise,
+)
 from vidtrain.comparison.run import spread
+from vidtrain.evaluation.calibration import calibration_error, equal_width, outcomes
 from vidtrain.evaluation.metrics import (
+    average_precision,
     count_labels,
     from_label_counts,
+    from_label_logits,
+    from_logits,
     from_predictions,
     percentile_interval,
     resampled_means,
@@ -105,6 +119,53 @@ def test_scores_of_several_labels_are_those_of_the_evaluation():
     for name, value in expected.items():
         found = scores(name, coded[0], coded[1:], 7, np.ones((1, 50)))[0, 0]
         assert found == pytest.approx(value, rel=1e-12), name
+
+
+def answers(several: bool, v: int = 60, k: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [v k], of which many are equal, and labels; no video has class 3."""
+    generator = torch.Generator().manual_seed(int(several))
+    logits = (torch.randn(v, k, generator=generator) * 2).round() / 2
+    labels = (torch.rand(v, k, generator=generator) < 0.3).float()
+    labels[:, 3] = 0
+    return (logits + labels, labels) if several else (logits, torch.randint(0, 3, (v,), generator=generator))
+
+
+@pytest.mark.parametrize(
+    ("metric", "several"),
+    [(metric, several) for metric in FROM_LOGITS for several in (False, True) if several or metric not in PRECISIONS],
+)
+def test_metrics_from_logits_are_those_of_the_evaluation(metric, several):
+    logits, labels = answers(several)
+    cost = outcomes(logits, labels, several)
+    known = (from_label_logits if several else from_logits)(logits, labels) | {"brier": cost.brier.mean()}
+    known["ece"] = calibration_error(cost.confidence, cost.right, equal_width(cost.confidence))
+    observed, sampled = sampled_logits(metric, [(logits, labels, several)] * 2, None, 800, rng())
+    assert observed[0] == observed[1] and sampled.shape == (800, 2)
+    np.testing.assert_allclose(sampled[:, 0], sampled[:, 1], atol=1e-12)  # runs are resampled alike
+    if metric in known:
+        assert observed[0] == pytest.approx(known[metric], rel=1e-6)  # torchmetrics adds up in float32
+    # of few videos calibration errors are too large by chance, which mirroring takes away twice
+    assert sampled.mean() == pytest.approx(observed[0], rel=0.5 if "ece" in metric else 0.1) and sampled.std() > 0
+    # 12 groups of videos that are all alike: their draws differ more, by the square root of 5
+    repeated = [rows[:12].repeat_interleave(5, dim=0) for rows in (logits, labels)]
+    alone, whole = (
+        sampled_logits(metric, [(*repeated, several)], groups, 800, rng())[1].std()
+        for groups in (None, np.repeat(np.arange(12), 5))
+    )
+    assert whole > 1.5 * alone
+
+
+def test_average_precision_of_weighted_videos_is_that_of_repeated_ones():
+    logits, labels = answers(several=True)
+    weights = rng().integers(0, 4, (5, 60))
+    for column in (0, 1, 2):
+        ranking = Ranking.of(logits[:, column].double().sigmoid(), labels[:, column], np.arange(60))
+        found = ranking.average_precision(weights.T.astype(np.int32))
+        for draw, counts in enumerate(weights):
+            rows = torch.from_numpy(np.repeat(np.arange(60), counts))
+            assert found[draw] == pytest.approx(average_precision(logits[rows], labels[rows])[column].item(), rel=1e-6)
+    nobody = (labels[:, :1] == 0).numpy().astype(np.int32)  # none of the videos that have class 0
+    assert np.isnan(Ranking.of(logits[:, 0], labels[:, 0], np.arange(60)).average_precision(nobody)).all()
 
 
 def test_weights_count_videos_several_times():

@@ -103,6 +103,7 @@ def test_report_and_its_files(tmp_path):
     torch.testing.assert_close(found.probabilities, LOGITS.sigmoid())
     write_report(found, tmp_path, ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"], ["jump", "run", "sit"])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "logits.npz",
         "metrics.json",
         "per_class.csv",
         "predictions.csv",

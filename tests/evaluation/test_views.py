@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -213,6 +214,7 @@ class TestFiles:
         write_report(found, tmp_path, PATHS, CLASSES)
         assert sorted(path.name for path in tmp_path.iterdir()) == [
             "confusion.csv",
+            "logits.npz",
             "metrics.json",
             "per_class.csv",
             "predictions.csv",
@@ -235,6 +237,15 @@ class TestFiles:
             "run,1,0.5,1.0,0.6666666666666666",
             "sit,1,,0.0,0.0",
         ]
+
+    def test_logits(self, found, tmp_path):
+        write_report(found, tmp_path, PATHS, CLASSES)
+        with np.load(tmp_path / "logits.npz") as stored:
+            assert torch.equal(torch.from_numpy(stored["logits"]), found.logits)
+            assert stored["classes"].tolist() == list(CLASSES) and not stored["independent"]
+        found.logits[0, 0] = float("nan")  # no probability follows from it
+        write_report(found, tmp_path, PATHS, CLASSES)
+        assert not (tmp_path / "logits.npz").exists()
 
     def test_five_best_of_more_classes(self, tmp_path):
         logits = torch.tensor([0.05, 0.3, 0.25, 0.1, 0.2, 0.04, 0.06]).log().view(1, 1, 7)

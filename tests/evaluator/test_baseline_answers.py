@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.report import Predictions, report, write_report
+from vidtrain.evaluation.predictions import Predictions
+from vidtrain.evaluation.report import report, write_report
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.evaluator.baselines import (
     MOTION,

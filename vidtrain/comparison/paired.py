@@ -1,23 +1,22 @@
 """Two recipes, each run once or over several seeds, compared on the videos that all their runs share."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, draw_weights, percentile_interval, resampled_means
-from vidtrain.evaluation.report import Aligned, Predictions, align
-
-# Functions of the counts of hits, labels and predictions of each class [b k], to ratios [b k]
-RATIOS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
-    "precision": lambda hits, labeled, predicted: _ratio(hits, predicted),
-    "recall": lambda hits, labeled, predicted: _ratio(hits, labeled),
-    "f1": lambda hits, labeled, predicted: _ratio(2 * hits, labeled + predicted),
-}
-SCORES = ("balanced_accuracy", *(f"{ratio}_{mean}" for ratio in RATIOS for mean in ("macro", "weighted", "micro")))
-MEANS = ("top1", "top5", "exact_match")
-RESAMPLED = (*MEANS, *SCORES)  # metrics that can be computed from predictions.csv; the others get no interval
+from vidtrain.comparison.resampling import (
+    FROM_LOGITS,
+    MEANS,
+    mcnemar,
+    resampled_scores,
+    sampled_logits,
+    scores,
+    seed_noise,
+)
+from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, percentile_interval, resampled_means
+from vidtrain.evaluation.predictions import Aligned, Predictions, align
 
 MOST_DRAWN = 1000  # with more classes, those whose videos change alike share their draws
 
@@ -114,13 +113,15 @@ def compare(
     confidence: float,
     seed: int,
 ) -> Comparison | None:
-    """Compares `metric` (one of `RESAMPLED`) of two recipes' runs; None if they share no video. `same_seed` holds the
-    pairs of run indices (baseline, other) that McNemar's test compares."""
-    shared = align([*baseline, *other])
+    """Compares `metric` (one of `FROM_PREDICTIONS` or, if all runs have logits, `FROM_LOGITS`) of two recipes' runs.
+    None if they share no video. `same_seed` holds the pairs of run indices (baseline, other) that McNemar's test
+    compares."""
+    runs = [*baseline, *other]
+    shared = align(runs)
     if not shared.paths:
         return None
     n, rng = len(baseline), np.random.default_rng(seed)
-    observed, sampled = _observe(shared, metric, draws, rng)
+    observed, sampled = _observe(shared, runs, metric, draws, rng)
     over_videos, with_seeds = _difference(sampled, n), None
     if n > 1 and len(other) > 1:
         noise = seed_noise(observed[n:], draws, rng) - seed_noise(observed[:n], draws, rng)
@@ -162,8 +163,16 @@ def _difference(by_run: np.ndarray, n: int) -> np.ndarray:
     return by_run[..., n:].mean(axis=-1) - by_run[..., :n].mean(axis=-1)
 
 
-def _observe(shared: Aligned, metric: str, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The metric of each of the r runs on the shared videos [r], and on resampled ones [draws r]."""
+def _observe(
+    shared: Aligned, runs: Sequence[Predictions], metric: str, draws: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The metric of each of the r `runs` on the shared videos [r], and on resampled ones [draws r]."""
+    if metric in FROM_LOGITS:
+        files = [(run.logits, rows) for run, rows in zip(runs, shared.rows, strict=True) if run.logits is not None]
+        answers = [
+            (file.read(rows), file.labels(shared.texts, runs[0].several), file.independent) for file, rows in files
+        ]
+        return sampled_logits(metric, answers, shared.groups, draws, rng)
     if metric in MEANS:
         hits = shared.top5 if metric == "top5" else shared.correct
         return hits.mean(axis=1), resampled_means(hits, shared.groups, draws, rng)
@@ -244,91 +253,3 @@ def video_changes(shared: Aligned, n: int) -> list[Video]:
         )
         for row in np.argsort(-np.abs(after - before), kind="stable").tolist()
     ]
-
-
-# --- statistics ---------------------------------------------------------------------------------------------
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=below > 0)
-
-
-def _score(metric: str, hits: np.ndarray, labeled: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """One of `SCORES` [b], as vidtrain.evaluation defines them: an undefined ratio is 0, and a class that is neither
-    labeled nor predicted is left out of the mean."""
-    ratio, _, mean = metric.rpartition("_")
-    if metric == "balanced_accuracy":
-        ratio, weights = "recall", (labeled > 0).astype(np.float64)
-    elif mean == "micro":
-        hits, labeled, predicted = (counts.sum(axis=1, keepdims=True) for counts in (hits, labeled, predicted))
-        return RATIOS[ratio](hits, labeled, predicted)[:, 0]
-    else:
-        weights = labeled if mean == "weighted" else (labeled + predicted > 0).astype(np.float64)
-    return (RATIOS[ratio](hits, labeled, predicted) * weights).sum(axis=1) / weights.sum(axis=1)
-
-
-def scores(
-    metric: str, labels: np.ndarray, predictions: Sequence[np.ndarray], k: int, weights: np.ndarray
-) -> np.ndarray:
-    """A score of `SCORES` [b r], of r runs, for b weightings of the v videos: `weights` [b v]. `labels` and every run's
-    `predictions` are sorted numbers video * k + class, one for each label of a video."""
-    labeled = _sum_by_class(weights, labels, k)
-    columns = []
-    for codes in predictions:
-        hits = _sum_by_class(weights, np.intersect1d(codes, labels, assume_unique=True), k)
-        columns.append(_score(metric, hits, labeled, _sum_by_class(weights, codes, k)))
-    return np.stack(columns, axis=1)
-
-
-def resampled_scores(
-    metric: str,
-    labels: np.ndarray,
-    predictions: Sequence[np.ndarray],
-    k: int,
-    units: np.ndarray,
-    draws: int,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """`scores` [draws r] over units drawn with replacement; `units` [v] is the unit of each video."""
-    once = np.ones(units.max() + 1, dtype=np.int64)
-    return np.concatenate(
-        [
-            scores(metric, labels, predictions, k, weights[:, units].astype(np.float64))
-            for weights in draw_weights(once, draws, len(units), rng)
-        ]
-    )
-
-
-def _sum_by_class(weights: np.ndarray, codes: np.ndarray, k: int) -> np.ndarray:
-    """For each of k classes, the sum [b k] of the `weights` [b v] of the videos whose `codes` name the class."""
-    videos, classes = np.divmod(codes, k)
-    order = np.argsort(classes, kind="stable")
-    present, starts = np.unique(classes[order], return_index=True)
-    sums = np.zeros((len(weights), k))
-    if len(present):
-        sums[:, present] = np.add.reduceat(weights[:, videos[order]], starts, axis=1)
-    return sums
-
-
-def seed_noise(scores: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws [draws] of the error of the mean of n runs, `scores` [n], as an estimate of the mean over all seeds.
-
-    They are Student's t with n - 1 degrees of freedom times the standard error. The difference of two such draws has
-    the Behrens-Fisher distribution, which does not assume equal variances (Fisher, 1935). A bootstrap over the runs
-    would, with three seeds, give little more than a third of the correct width.
-    """
-    n = len(scores)
-    return rng.standard_t(n - 1, draws) * scores.std(ddof=1) / np.sqrt(n)
-
-
-def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
-    """(videos on which only the first is correct, only the second, p) from correctness bool [v] of two runs. p is
-    two-sided and exact (McNemar, 1947, with the binomial distribution): if both runs are equally good, each video on
-    which only one is correct falls to either with probability 1/2. Whole numbers avoid rounding of tiny terms."""
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    n, fewer = only_first + only_second, min(only_first, only_second)
-    ways, tail = 1, 0
-    for k in range(fewer + 1):
-        tail += ways
-        ways = ways * (n - k) // (k + 1)
-    return only_first, only_second, min(1.0, 2 * tail / 2**n)

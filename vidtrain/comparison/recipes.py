@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vidtrain.comparison.paired import RESAMPLED
+from vidtrain.comparison.resampling import FROM_LOGITS, FROM_PREDICTIONS, PRECISION_DRAWS, PRECISIONS
 from vidtrain.comparison.runs import Run
 from vidtrain.config.schemas import CompareConfig
 from vidtrain.config.targets import suggest
@@ -179,11 +179,17 @@ class Study:
     baseline: Recipe
     comparable: Sequence[Recipe]  # recipes that may be compared with the baseline, which is one of them
     metric: str
-    tested: str  # the metric whose intervals are computed, as it follows from predictions.csv
+    tested: str  # the metric whose intervals are computed: `metric`, if it follows from the stored predictions
 
     @property
     def of_pretraining(self) -> bool:
-        return self.runs[0].objective is not None
+        return of_pretraining(self.runs)
+
+    @property
+    def draws(self) -> int:
+        """The number of draws of the bootstrap."""
+        wanted = self.settings.bootstrap
+        return min(wanted, PRECISION_DRAWS) if self.tested in PRECISIONS else wanted
 
     def runs_of(self, recipe: Recipe) -> list[Run]:
         return [self.runs[place] for place in recipe.runs]
@@ -193,6 +199,15 @@ class Study:
         return {key: run.settings.get(key) for key in self.settings.repeats}
 
 
+def of_pretraining(runs: Sequence[Run]) -> bool:
+    """Whether the runs are of pretraining, as then all are."""
+    return runs[0].objective is not None
+
+
+def have_logits(runs: Sequence[Run]) -> bool:
+    return all(run.predictions is not None and run.predictions.logits is not None for run in runs)
+
+
 def study_of(runs: Sequence[Run], settings: CompareConfig) -> Study:
     """Groups the runs into recipes, and chooses metric and baseline. Raises `UserError` for a metric that not all runs
     report, and for a baseline that is none of the runs."""
@@ -200,22 +215,22 @@ def study_of(runs: Sequence[Run], settings: CompareConfig) -> Study:
     keys, grouped = _recipes(runs, settings)
     place = _place_of_baseline(runs, settings.baseline)
     baseline, kind = recipe_of(grouped, place), runs[place].kind
-    if metric in RESAMPLED or runs[place].predictions is None:
-        tested = metric
-    else:
-        tested = "exact_match" if kind.several else "top1"
     comparable = [
         recipe
         for recipe in grouped
         if (other := runs[recipe.runs[0]].kind) == kind or (settings.across_protocols and other.several == kind.several)
     ]
+    compared = [runs[number] for recipe in comparable for number in recipe.runs]
+    tested = metric
+    if not (of_pretraining(runs) or metric in FROM_PREDICTIONS or (metric in FROM_LOGITS and have_logits(compared))):
+        tested = "exact_match" if kind.several else "top1"
     return Study(settings, runs, grouped, keys, baseline, comparable, metric, tested)
 
 
 def _metric(runs: Sequence[Run], wanted: str | None) -> str:
     shared = sorted(set.intersection(*(set(run.metrics) for run in runs)) & set(CLOSING_DIRECTIONS))
-    usual = ["top1", "exact_match"]
-    if runs[0].objective is not None:
+    usual = ["top1", *(["map"] if have_logits(runs) else []), "exact_match"]
+    if of_pretraining(runs):
         usual = ["linear_top1", "knn_top1", *(["loss"] if len({run.objective for run in runs}) == 1 else [])]
     metric = wanted or next((name for name in usual if name in shared), None)
     if metric is None:

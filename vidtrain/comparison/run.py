@@ -20,6 +20,7 @@ from vidtrain.comparison.recipes import (
     short_names,
     study_of,
 )
+from vidtrain.comparison.resampling import FROM_LOGITS
 from vidtrain.comparison.runs import Run
 from vidtrain.config.schemas import CompareConfig
 from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, EVALUATIONS
@@ -65,7 +66,7 @@ def compare_runs(
 def _compare_with_baseline(study: Study, other: Recipe) -> Comparison | None:
     """Without predictions, by the values of the metric; None where these, or shared videos, are missing."""
     settings, sides = study.settings, [study.runs_of(study.baseline), study.runs_of(other)]
-    draws, confidence, seed = settings.bootstrap, settings.confidence, settings.seed
+    draws, confidence, seed = study.draws, settings.confidence, settings.seed
     if not study.of_pretraining:
         of_baseline, of_other = ([run.predictions for run in side if run.predictions] for side in sides)
         same_seed = same_seeds(study, other)
@@ -93,7 +94,7 @@ def _summary(study: Study, comparisons: Comparisons, of_a_sweep: bool) -> Plain:
         "tested_higher_is_better": CLOSING_DIRECTIONS[study.tested] == "max",
         "pretraining": study.of_pretraining,
         "confidence": settings.confidence,
-        "draws": settings.bootstrap,
+        "draws": study.draws,
         "seed": settings.seed,
         "repeats": settings.repeats,
         "baseline": baseline.number,
@@ -269,7 +270,13 @@ def _on_videos(study: Study, comparisons: Comparisons) -> Iterator[str]:
     if disjoint and not study.of_pretraining:
         yield f"No video is shared with the baseline by {_list_recipes(disjoint)}."
     if study.metric != study.tested:
-        yield f"Intervals are of {study.tested}, as {study.metric} cannot be computed from predictions.csv."
+        reason = (
+            f"{study.metric} needs logits.npz beside predictions.csv, which some runs lack: evaluate their checkpoints "
+            "again"
+            if study.metric in FROM_LOGITS
+            else f"{study.metric} cannot be computed from their predictions"
+        )
+        yield f"Intervals are of {study.tested}, as {reason}."
     for number, pair in comparisons.items():
         if any(pair.unshared) or pair.relabeled:
             most_read = pair.shared + pair.relabeled + max(pair.unshared)

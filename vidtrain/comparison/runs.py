@@ -18,7 +18,7 @@ from vidtrain.sweeps.record import SWEEP, TRIAL, SweepRecord, shortened
 from vidtrain.tracking.run_log import each_metric
 
 if TYPE_CHECKING:  # so that --help does not wait for the import of numpy
-    from vidtrain.evaluation.report import Predictions
+    from vidtrain.evaluation.predictions import Predictions
 
 MOST_FAULTS = 8  # at most so many runs that cannot be read are listed
 ENDED_AS = {
@@ -190,7 +190,7 @@ def read_run(folder: Path, split: str | None) -> Run:
 
 def _evaluation(folder: Path, name: str) -> tuple[dict[str, Any], "Predictions"]:
     """metrics.json of the evaluation eval/`name` of a classifier, and its predictions."""
-    from vidtrain.evaluation.report import read_predictions
+    from vidtrain.evaluation.predictions import read_predictions
 
     closing = folder / "eval" / name
     if not closing.is_dir():

@@ -337,13 +337,13 @@ class CompareConfig:
     # run folders, folders that hold runs, such as a sweep, or glob patterns: one, or a list. The page of a single run
     # is written again
     runs: Any = None
-    # null: top1, or exact_match if videos have several labels
+    # null: top1, or map if videos have several labels (exact_match if a run lacks logits.npz)
     metric: str | None = setting(None, a_metric(closing=True))
     split: str | None = None  # name of a folder in eval/; null: the evaluation at the end of each run
     baseline: str | None = None  # a run of the recipe that others are compared with; null: the first
     repeats: list[str] = field(default_factory=lambda: ["seed"])  # settings that may differ within a recipe
     across_protocols: bool = False  # also compare runs that were evaluated in different ways
-    bootstrap: int = setting(10000, at_least(100, " draws"))  # number of draws of the bootstrap
+    bootstrap: int = setting(10000, at_least(100, " draws"))  # draws of the bootstrap; at most 1000 for map
     confidence: float = setting(0.95, between(0, 1, ", such as 0.95"))  # confidence of the intervals
     seed: int = setting(0, at_least(0))  # seed of the bootstrap
     # folder for the page, tables and pictures; null: outputs/compare/TIME, or the folder of the single run

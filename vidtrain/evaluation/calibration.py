@@ -118,7 +118,7 @@ def reliability(results: Sequence[Outcomes], groups: np.ndarray | None) -> list[
     columns: list[np.ndarray] = []
     for result in results:
         columns += [result.nll[None], result.brier[None]]
-        columns += [_gaps(result, binning(result.confidence)) for binning in BINNINGS.values()]
+        columns += [gaps(result, binning(result.confidence)) for binning in BINNINGS.values()]
     costs = np.concatenate(columns, dtype=np.float32)  # float32 suffices: the variance of draws is far larger
     means = resampled_means(costs, groups, DRAWS, np.random.default_rng(0))
     sampled = iter(np.split(means, np.cumsum([len(column) for column in columns])[:-1], axis=1))
@@ -145,7 +145,7 @@ def _chance(result: Outcomes) -> float:
     return float(np.sqrt(2 / np.pi * variances).sum() / len(result.confidence))
 
 
-def _gaps(result: Outcomes, bins: np.ndarray) -> np.ndarray:
+def gaps(result: Outcomes, bins: np.ndarray) -> np.ndarray:
     """Each video's contribution [b v] to the difference between mean probability and accuracy in each bin."""
     v = len(result.nll)
     answers = len(bins) // v

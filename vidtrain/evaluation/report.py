@@ -1,10 +1,5 @@
-"""The report of an evaluation: metrics at clip and video level, and tables; reads the predictions of several runs again
-and aligns the videos that they share."""
+"""The report of an evaluation: metrics at clip and video level, and tables."""
 
-import os
-import sys
-import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidtrain.errors import UserError
 from vidtrain.evaluation.calibrated import Calibration
 from vidtrain.evaluation.calibration import errors_by_class, outcomes, reliability
 from vidtrain.evaluation.metrics import (
@@ -32,12 +26,14 @@ from vidtrain.evaluation.metrics import (
     per_class,
     per_label,
 )
+from vidtrain.evaluation.predictions import LOGITS, SEPARATOR, write_logits
 from vidtrain.evaluation.views import ViewTable, fuse
 from vidtrain.files.atomic import replacing, write_json_atomic
-from vidtrain.files.escaping import csv_lines, read_csv
+from vidtrain.files.escaping import csv_lines
 
 MOST_CLASSES = 1000
-"""With more classes, confusion_pairs.csv with the pairs that occur takes the place of the matrix confusion.csv."""
+"""With more classes, there is no logits.npz, and confusion_pairs.csv with the pairs that occur takes the place of the
+matrix confusion.csv."""
 
 
 @dataclass
@@ -133,8 +129,8 @@ def write_report(
     classes: Sequence[str],
     groups: Sequence[str] | Mapping[int, str] | None = None,
 ) -> None:
-    """Writes metrics.json, predictions.csv, per_class.csv and, if videos have one label, confusion.csv into `folder`;
-    with more than 1000 classes confusion_pairs.csv instead of the last.
+    """Writes metrics.json, predictions.csv, logits.npz, per_class.csv and, if videos have one label, confusion.csv into
+    `folder`; with more than 1000 classes confusion_pairs.csv instead of the last, and no logits.npz.
 
     `paths` and `groups` are those of the whole manifest, or map the indices of the videos read. predictions.csv has a
     row per video that was read; several labels of a video stand in one field, separated by ";". Sets
@@ -156,6 +152,9 @@ def write_report(
     }
     write_json_atomic(folder / "metrics.json", summary)
     _write_predictions(result, folder / "predictions.csv", paths, classes, groups)
+    (folder / LOGITS).unlink(missing_ok=True)  # of an earlier evaluation
+    if len(classes) <= MOST_CLASSES and not result.has_nan:
+        write_logits(folder / LOGITS, result.logits, classes, result.independent)
     if result.confusion is not None:
         _write_confusion(result.confusion, folder, classes)
         by_class = per_class(result.confusion)
@@ -204,7 +203,7 @@ def _write_predictions(
     group_column = [] if groups is None else ["group"]
     rows: list[list[object]] = [["path", "label", "prediction", "correct", *header, *group_column]]
     for row, index in enumerate(result.table.indices.tolist()):
-        label, prediction = (";".join(classes[k] for k in column[row]) for column in (labels, predictions))
+        label, prediction = (SEPARATOR.join(classes[k] for k in column[row]) for column in (labels, predictions))
         names = [classes[k] for k in top[row].tolist()]
         shares = [f"{p:.6f}" for p in probabilities[row].tolist()]
         pairs = [cell for pair in zip(names, shares, strict=True) for cell in pair]
@@ -216,168 +215,3 @@ def _write_predictions(
 def _write(path: Path, rows: Iterable[Sequence[object]]) -> None:
     with replacing(path) as file:
         file.writelines(csv_lines(rows, end="\r\n"))
-
-
-# --- predictions.csv of several runs ----------------------------------------------------------------------
-
-NEEDED = ("path", "label", "prediction")
-SEPARATOR = ";"  # between several labels of a video
-TOP5 = ("top1", "top2", "top3", "top4", "top5")
-
-Key = tuple[str, int]  # a path, and the number of its row from 0: clips of one file share its path
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """One evaluation: a row per video that was read, in the order of the manifest.
-
-    With `several` labels a video, a text holds all labels of a video, separated by `SEPARATOR`. `top5` [v] says whether
-    the label is among the five most probable classes. `groups` is None if the file has no groups.
-    """
-
-    paths: list[str]
-    labels: list[str]
-    predictions: list[str]
-    top5: np.ndarray
-    groups: list[str] | None
-    several: bool
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """The v videos that r runs share.
-
-    `labels` and the `predictions` of each run are codes: sorted numbers video * k + class, one for every label of a
-    video, with k `classes`. `correct` and `top5` are [r v]; with several labels, a video is correct if all of them are.
-    `texts` are the labels and `answers` the predictions as written in the files. Groups are numbered from 0.
-
-    `relabeled` counts shared videos that were left out because the runs label them differently. `unshared` counts for
-    each run the videos that another run lacks. `below_folders` is True if the paths agree only relative to each run's
-    folder of videos, for example because that was moved.
-    """
-
-    paths: list[str]
-    classes: list[str]
-    texts: list[str]
-    answers: list[list[str]]
-    labels: np.ndarray
-    predictions: list[np.ndarray]
-    correct: np.ndarray
-    top5: np.ndarray
-    groups: np.ndarray | None
-    relabeled: int
-    unshared: list[int]
-    below_folders: bool
-
-    @property
-    def units(self) -> int:
-        """How many units a bootstrap draw has: groups, or videos."""
-        return len(self.paths) if self.groups is None else int(self.groups.max()) + 1
-
-
-def read_predictions(path: Path, several: bool = False) -> Predictions:
-    """Reads the predictions.csv of an evaluation, whose videos have one label or `several`. Raises `UserError` naming
-    the file and the row if it is damaged."""
-    header, *rows = read_csv(path, "evaluate the run's checkpoint again") or [[]]
-    lacking = [name for name in NEEDED if name not in header]
-    if lacking:
-        raise UserError(f"{path} has no column {', '.join(lacking)}: it was not written by an evaluation")
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise UserError(f"{path}, row {number} has {len(row)} fields and not {len(header)}: it is damaged")
-    columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=False))
-    if not columns:
-        raise UserError(f"{path} names no video")
-    for name in columns.keys() & {"label", "prediction", *TOP5}:  # earlier versions wrote other Unicode forms
-        columns[name] = [unicodedata.normalize("NFC", text) for text in columns[name]]
-    likeliest = [columns[name] for name in TOP5 if name in columns]
-    return Predictions(
-        paths=list(map(sys.intern, columns["path"])),  # hundreds of runs read the same videos
-        labels=list(map(sys.intern, columns["label"])),
-        predictions=list(map(sys.intern, columns["prediction"])),
-        top5=np.array(
-            [any(column[row] == label for column in likeliest) for row, label in enumerate(columns["label"])]
-        ),
-        groups=columns["group"] if "group" in columns else None,
-        several=several,
-    )
-
-
-def align(runs: Sequence[Predictions]) -> Aligned:
-    """The videos that all `runs` read, in the order of the first run. Videos are identified by their paths. If no path
-    is shared, paths relative to the folder that holds all videos of a run are tried, and used if the labels agree. A
-    path is not shared if it has another number of rows in another run."""
-    rows, relabeled = _share([_keys(run.paths) for run in runs], runs)
-    below_folders = False
-    if not rows[0] and not relabeled:
-        moved, relabeled_moved = _share([_keys(_below_folder(run.paths)) for run in runs], runs)
-        if moved[0] and not relabeled_moved:
-            rows, below_folders = moved, True
-    texts = [runs[0].labels[row] for row in rows[0]]
-    answers = [[run.predictions[row] for row in run_rows] for run, run_rows in zip(runs, rows, strict=True)]
-    several = runs[0].several
-    classes = sorted({name for text in (*texts, *chain(*answers)) for name in _names(text, several)})
-    code_of = {name: code for code, name in enumerate(classes)}
-
-    def label_codes(column: Sequence[str]) -> np.ndarray:
-        codes = [
-            video * len(classes) + code_of[name] for video, text in enumerate(column) for name in _names(text, several)
-        ]
-        return np.array(sorted(codes), dtype=np.int64)
-
-    groups, names = None, runs[0].groups
-    if names is not None and all(run.groups is not None for run in runs):
-        groups = np.unique(np.array([names[row] for row in rows[0]]), return_inverse=True)[1]
-    return Aligned(
-        paths=[runs[0].paths[row] for row in rows[0]],
-        classes=classes,
-        texts=texts,
-        answers=answers,
-        labels=label_codes(texts),
-        predictions=[label_codes(column) for column in answers],
-        correct=np.array([[a == b for a, b in zip(column, texts, strict=True)] for column in answers], dtype=bool),
-        top5=np.array([run.top5[run_rows] for run, run_rows in zip(runs, rows, strict=True)], dtype=bool),
-        groups=groups,
-        relabeled=relabeled,
-        unshared=[len(run.paths) - len(rows[0]) - relabeled for run in runs],
-        below_folders=below_folders,
-    )
-
-
-def _names(text: str, several: bool) -> list[str]:
-    return [name for name in text.split(SEPARATOR) if name] if several else [text]
-
-
-def _share(keys: Sequence[Sequence[Key]], runs: Sequence[Predictions]) -> tuple[list[list[int]], int]:
-    """For each run the rows of the shared videos; and the number of videos left out because the labels differ."""
-    path_counts = [Counter(path for path, _ in run_keys) for run_keys in keys]
-    row_of = [{key: row for row, key in enumerate(run_keys)} for run_keys in keys]
-    rows: list[list[int]] = [[] for _ in runs]
-    relabeled = 0
-    for key in keys[0]:
-        path = key[0]
-        if any(path not in count or count[path] != path_counts[0][path] for count in path_counts[1:]):
-            continue
-        key_rows = [rows_by_key[key] for rows_by_key in row_of]
-        if len({run.labels[row] for run, row in zip(runs, key_rows, strict=True)}) > 1:
-            relabeled += 1
-            continue
-        for run_rows, row in zip(rows, key_rows, strict=True):
-            run_rows.append(row)
-    return rows, relabeled
-
-
-def _keys(paths: Sequence[str]) -> list[Key]:
-    seen: Counter[str] = Counter()
-    keys = []
-    for path in map(os.path.normpath, paths):
-        keys.append((path, seen[path]))
-        seen[path] += 1
-    return keys
-
-
-def _below_folder(paths: Sequence[str]) -> list[str]:
-    folders = {os.path.dirname(os.path.normpath(path)) for path in paths}
-    if len({os.path.isabs(folder) for folder in folders}) > 1 or "" in folders:
-        return list(paths)  # some are absolute and some are not, or there is no folder
-    return [os.path.relpath(path, os.path.commonpath(folders)) for path in paths]

@@ -28,7 +28,8 @@ from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import percentile_interval, resampled_means
-from vidtrain.evaluation.report import Predictions, Report, align, read_predictions, report
+from vidtrain.evaluation.predictions import Predictions, align, read_predictions
+from vidtrain.evaluation.report import Report, report
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.report import Predictions, align, read_predictions
+from vidtrain.evaluation.predictions import Predictions, StoredLogits, align, read_predictions, write_logits
 
 
 def predictions(rows: str, groups: list[str] | None = None, several: bool = False) -> Predictions:
@@ -97,3 +98,25 @@ def test_groups_are_numbered():
     assert found.groups.tolist() == [1, 0, 1]
     mixed = [predictions("a r r", ["q"]), predictions("a r r")]
     assert align(mixed).groups is None
+
+
+def test_logits_lie_beside_their_predictions(tmp_path):
+    path, logits = tmp_path / "predictions.csv", torch.randn(3, 2)
+    path.write_text("path,label,prediction\na.mp4,run,run\nb.mp4,sit;run,sit\nc.mp4,,sit\n")
+    assert read_predictions(path).logits is None
+    write_logits(tmp_path / "logits.npz", logits, ["sit", "run"], independent=True)
+    found = read_predictions(path, several=True)
+    assert (found.logits.classes, found.logits.independent) == (["sit", "run"], True)
+    assert torch.equal(found.logits.read([2, 0]), logits[[2, 0]])
+    assert found.logits.labels(found.labels, several=True).tolist() == [[0, 1], [1, 1], [0, 0]]
+    assert found.logits.labels(["run", "sit"], several=False).tolist() == [1, 0]
+    other = Predictions(["c.mp4", "a.mp4"], ["", "run"], ["sit", "run"], np.ones(2, bool), None, True)
+    assert align([found, other]).rows == [[0, 2], [1, 0]]
+    with pytest.raises(UserError, match=r"logits\.npz has 3 rows"):
+        found.logits.read([0, 3])
+    (tmp_path / "logits.npz").write_bytes((tmp_path / "logits.npz").read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"logits\.npz cannot be read"):
+        StoredLogits.open(tmp_path / "logits.npz")
+    np.savez(tmp_path / "logits.npz", logits=np.array([{"code": 1}], dtype=object))
+    with pytest.raises(UserError, match=r"logits\.npz cannot be read"):
+        StoredLogits.open(tmp_path / "logits.npz")
