@@ -85,7 +85,8 @@ def closed(monkeypatch):
 def test_what_it_leaves(root):
     names = {path.name for path in (root / "table").iterdir()}
     assert names == {"metrics.json", "predictions.csv", "logits.npz", "per_class.csv", "confusion.csv",
-                     "protocols.csv", "probes.csv", "protocols.json", "views_curve.csv", "views_curve.png", "views"}  # fmt: skip
+                     "protocols.csv", "probes.csv", "protocols.json", "views_curve.csv", "views_curve.png",
+                     "views"}  # fmt: skip
     views = open_views(root / "table")
     assert views.logits.shape == (20, 4, 3, 3, 10)
     assert views.about["orders"] == ["forward", "shuffled", "reversed", "single_frame"]
