@@ -59,7 +59,7 @@ def measure_all(cfg: DictConfig, splits: "Mapping[str, Manifest]", folder: Path,
     import numpy as np
 
     from vidtrain.evaluation.report import write_report
-    from vidtrain.evaluator.baselines import PICTURES, Baselines, answers
+    from vidtrain.evaluator.baselines import PICTURES, Baselines, answers, compared_by
 
     started = time.monotonic()
     descriptors = PICTURES | network_features(cfg, console)
@@ -70,7 +70,7 @@ def measure_all(cfg: DictConfig, splits: "Mapping[str, Manifest]", folder: Path,
     plan = [(name, "logistic") for name in descriptors] + [(name, "neighbors") for name in NEIGHBORS_OF]
     protocol = f"{cfg.clips} clips of {cfg.frames} frames at {cfg.fps:g} fps, {cfg.size}x{cfg.size}"
     results: dict[str, dict[str, Any]] = {split: {} for split in splits if split != "train"}
-    stored = Baselines(folder, "exact_match" if several else "top1", results, seconds=0.0)
+    stored = Baselines(folder, compared_by(several, len(splits["train"].classes)), results, seconds=0.0)
     for name, reports in answers(described, groups, plan, protocol, several):
         for split, report in reports.items():
             results[split][name] = report.metrics

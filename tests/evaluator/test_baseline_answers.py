@@ -1,11 +1,13 @@
 """A run beside a baseline, by hand; what is kept is found again by what the splits hold."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.predictions import Predictions
+from vidtrain.evaluation.predictions import Predictions, read_predictions
 from vidtrain.evaluation.report import report, write_report
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.evaluator.baselines import (
@@ -13,6 +15,7 @@ from vidtrain.evaluator.baselines import (
     Baselines,
     compare_with,
     compare_with_all,
+    compared_by,
     find_baselines,
     folder_for,
     open_baselines,
@@ -45,6 +48,29 @@ def test_whole_groups_are_drawn():
     assert grouped.units == 4 and grouped.difference == alone.difference == 0.5
     assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
     assert alone.is_better and not grouped.is_better
+
+
+def test_several_labels_are_compared_by_mean_average_precision(tmp_path):
+    labels = (torch.rand(40, 3, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+    noise = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
+    paths, groups = [f"{number}.mp4" for number in range(40)], [str(number // 4) for number in range(40)]
+    both = []
+    for name, logits in (("baseline", noise), ("run", noise + 3 * labels)):
+        table = ViewTable(torch.arange(40), labels, logits[:, None], [], 40)
+        result = report(table, "mean_logits", "a protocol", independent=True)
+        write_report(result, tmp_path / name, paths, ["a", "b", "c"], groups if name == "baseline" else None)
+        both.append((read_predictions(tmp_path / name / "predictions.csv", several=True), result.metrics["map"]))
+    (baseline, of_baseline), (run, of_run) = both
+    verdict = compare_with(run, baseline, "x", compared_by(several=True, num_classes=3))
+    assert (verdict.metric, verdict.units) == ("map", 10)
+    assert (verdict.baseline, verdict.run) == (pytest.approx(of_baseline), pytest.approx(of_run))
+    assert 0 < verdict.low < verdict.difference < verdict.high and verdict.is_better
+    without = compare_with(replace(run, logits=None), baseline, "x", "map")  # of an earlier version
+    assert without.metric == "exact_match" and without.run == run_right(run)
+
+
+def run_right(run: Predictions) -> float:
+    return float(np.mean([label == guess for label, guess in zip(run.labels, run.predictions, strict=True)]))
 
 
 def test_nothing_in_common_is_no_verdict():

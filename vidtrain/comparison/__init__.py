@@ -4,7 +4,6 @@ Read run.py first.
 
 run.py         compares all runs, and returns one summary, with notes on what limits its conclusions
 paired.py      compares two recipes: their difference, per class, the videos whose prediction changed
-resampling.py  the statistics: metrics over resampled videos, the error due to seeds, McNemar's test
 recipes.py     which settings differ, and how much each explains; which runs are one recipe; which are compared
 runs.py        reads finished runs from their folders
 """

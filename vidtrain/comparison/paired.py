@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vidtrain.comparison.resampling import (
+from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, percentile_interval, resampled_means
+from vidtrain.evaluation.predictions import Aligned, Predictions, align, logits_and_labels
+from vidtrain.evaluation.resampling import (
     FROM_LOGITS,
     MEANS,
     mcnemar,
@@ -15,8 +17,6 @@ from vidtrain.comparison.resampling import (
     scores,
     seed_noise,
 )
-from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, percentile_interval, resampled_means
-from vidtrain.evaluation.predictions import Aligned, Predictions, align
 
 MOST_DRAWN = 1000  # with more classes, those whose videos change alike share their draws
 
@@ -168,11 +168,7 @@ def _observe(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The metric of each of the r `runs` on the shared videos [r], and on resampled ones [draws r]."""
     if metric in FROM_LOGITS:
-        files = [(run.logits, rows) for run, rows in zip(runs, shared.rows, strict=True) if run.logits is not None]
-        answers = [
-            (file.read(rows), file.labels(shared.texts, runs[0].several), file.independent) for file, rows in files
-        ]
-        return sampled_logits(metric, answers, shared.groups, draws, rng)
+        return sampled_logits(metric, logits_and_labels(runs, shared), shared.groups, draws, rng)
     if metric in MEANS:
         hits = shared.top5 if metric == "top5" else shared.correct
         return hits.mean(axis=1), resampled_means(hits, shared.groups, draws, rng)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from vidtrain.comparison.resampling import FROM_LOGITS, FROM_PREDICTIONS, PRECISION_DRAWS, PRECISIONS
 from vidtrain.comparison.runs import Run
 from vidtrain.config.schemas import CompareConfig
 from vidtrain.config.targets import suggest
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS
+from vidtrain.evaluation.resampling import FROM_LOGITS, FROM_PREDICTIONS, PRECISION_DRAWS, PRECISIONS
 from vidtrain.runs.folder import RESUMABLE
 
 # Settings that change only names, speed or the log, and not the results

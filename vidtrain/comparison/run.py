@@ -20,10 +20,10 @@ from vidtrain.comparison.recipes import (
     short_names,
     study_of,
 )
-from vidtrain.comparison.resampling import FROM_LOGITS
 from vidtrain.comparison.runs import Run
 from vidtrain.config.schemas import CompareConfig
 from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, EVALUATIONS
+from vidtrain.evaluation.resampling import FROM_LOGITS
 from vidtrain.files.escaping import shown_some
 from vidtrain.training.run import Console
 

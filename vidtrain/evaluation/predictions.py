@@ -212,6 +212,13 @@ def align(runs: Sequence[Predictions]) -> Aligned:
     )
 
 
+def logits_and_labels(runs: Sequence[Predictions], shared: Aligned) -> list[tuple[Tensor, Tensor, bool]]:
+    """The logits of each of `runs` on the `shared` videos, their labels, and whether classes are independent, as
+    `resampling.sampled_logits` takes them. Raises `UserError` if a file is damaged, or lacks some of the videos."""
+    files = [(run.logits, rows) for run, rows in zip(runs, shared.rows, strict=True) if run.logits is not None]
+    return [(file.read(rows), file.labels(shared.texts, runs[0].several), file.independent) for file, rows in files]
+
+
 def _names(text: str, several: bool) -> list[str]:
     return [name for name in text.split(SEPARATOR) if name] if several else [text]
 

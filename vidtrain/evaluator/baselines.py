@@ -28,8 +28,9 @@ from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import percentile_interval, resampled_means
-from vidtrain.evaluation.predictions import Predictions, align, read_predictions
-from vidtrain.evaluation.report import Report, report
+from vidtrain.evaluation.predictions import Predictions, align, logits_and_labels, read_predictions
+from vidtrain.evaluation.report import MOST_CLASSES, Report, report
+from vidtrain.evaluation.resampling import PRECISION_DRAWS, PRECISIONS, sampled_logits
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
 
@@ -201,6 +202,13 @@ def answers(
         )
 
 
+def compared_by(several: bool, num_classes: int) -> str:
+    """The metric by which runs are compared with baselines. Logits are not stored with more classes."""
+    if not several:
+        return "top1"
+    return "map" if num_classes <= MOST_CLASSES else "exact_match"
+
+
 # --- the predictions in the dataset's index folder ------------------------------------------------------------
 
 Metrics = Mapping[str, float]
@@ -266,7 +274,7 @@ def find_baselines(index: Path, digests: Mapping[str, str], split: str) -> Basel
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """The accuracy of a run minus that of a baseline, on the number of `videos` that both classified.
+    """The `metric` of a run minus that of a baseline, on the number of `videos` that both classified.
 
     The interval of 95% is over samples of videos, drawn in whole groups (`units`, see
     `evaluation.metrics.resampled_means`).
@@ -293,16 +301,24 @@ class BaselineComparison:
 
 
 def compare_with(run: Predictions, baseline: Predictions, name: str, metric: str) -> BaselineComparison | None:
-    """The comparison of a run with a baseline, whose file has the groups of the videos; None if they share no video."""
+    """The comparison of a run with a baseline by `metric`, or by the share of videos that are right if that needs
+    logits and one of them has none. The baseline's file has the groups of the videos. None if they share no video."""
     grouped = run if baseline.groups is None else replace(run, groups=run.paths)
-    shared = align([baseline, grouped])  # groups are those of the first
+    pair = [baseline, grouped]
+    shared = align(pair)  # groups are those of the first
     if not shared.paths:
         return None
-    correct = shared.correct.astype(np.float64)
-    sampled = resampled_means(correct[1:] - correct[:1], shared.groups, DRAWS, np.random.default_rng(0))
-    low, high = percentile_interval(sampled[:, 0], CONFIDENCE)
-    of_baseline, of_run = correct.mean(axis=1).tolist()
-    videos = len(shared.paths)
+    if metric in PRECISIONS and all(each.logits is not None for each in pair):
+        of_each = logits_and_labels(pair, shared)
+        values, draws = sampled_logits(metric, of_each, shared.groups, PRECISION_DRAWS, np.random.default_rng(0))
+        changes = draws[:, 1] - draws[:, 0]
+    else:
+        metric = "exact_match" if run.several else "top1"
+        correct = shared.correct.astype(np.float64)
+        values, rng = correct.mean(axis=1), np.random.default_rng(0)
+        changes = resampled_means(correct[1:] - correct[:1], shared.groups, DRAWS, rng)[:, 0]
+    low, high = percentile_interval(changes, CONFIDENCE)
+    (of_baseline, of_run), videos = values.tolist(), len(shared.paths)
     return BaselineComparison(name, metric, of_baseline, of_run, of_run - of_baseline, low, high, videos, shared.units)
 
 

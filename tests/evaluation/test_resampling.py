@@ -7,17 +7,6 @@ import pytest
 import torch
 
 from vidtrain.comparison.recipes import importance
-from vidtrain.comparison.resampling import (
-    FROM_LOGITS,
-    PRECISIONS,
-    SCORES,
-    Ranking,
-    mcnemar,
-    resampled_scores,
-    sampled_logits,
-    scores,
-    seed_noise,
-)
 from vidtrain.comparison.run import spread
 from vidtrain.evaluation.calibration import calibration_error, equal_width, outcomes
 from vidtrain.evaluation.metrics import (
@@ -29,6 +18,17 @@ from vidtrain.evaluation.metrics import (
     from_predictions,
     percentile_interval,
     resampled_means,
+)
+from vidtrain.evaluation.resampling import (
+    FROM_LOGITS,
+    PRECISIONS,
+    SCORES,
+    Ranking,
+    mcnemar,
+    resampled_scores,
+    sampled_logits,
+    scores,
+    seed_noise,
 )
 
 

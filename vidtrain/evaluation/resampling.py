@@ -1,4 +1,4 @@
-"""The statistics of comparisons: metrics over resampled videos, the error that is due to seeds, and McNemar's test."""
+"""Metrics over resampled videos, for intervals; the error that is due to seeds; and McNemar's test."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
