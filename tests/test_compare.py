@@ -278,7 +278,7 @@ def test_equal_settings_are_told_apart_by_their_code(two):
     assert any("different code" in note for note in found["notes"])
 
 
-@pytest.mark.parametrize(("low", "told"), [(-0.02, True), (0.01, False)])
+@pytest.mark.parametrize(("low", "told"), [(-0.02, True), (0.01, False), (None, False)])
 def test_runs_stand_beside_the_best_baseline(two, tmp_path, low, told):
     summary = json.loads((two / "a0" / "summary.json").read_text())
     best = {"name": "mean_frame logistic", "metric": "top1", "baseline": 0.4, "run": 0.5, "low": low}
@@ -286,7 +286,7 @@ def test_runs_stand_beside_the_best_baseline(two, tmp_path, low, told):
     found = run(two / "a0", two / "b0", out=tmp_path / "out")
     named = [note for note in found["notes"] if note.startswith("These runs are not better than the best baseline")]
     assert len(named) == told and all("mean_frame logistic 0.4000" in note for note in named)
-    assert any(note.startswith("The baselines are not known") and "b0" in note for note in found["notes"])
+    assert any(note.startswith("No baselines are stored for") and "b0" in note for note in found["notes"])
     assert [row["best_baseline"] for row in found["runs"]] == [best, None]
     assert "mean_frame logistic 0.4000" in (tmp_path / "out" / "report.html").read_text()
 

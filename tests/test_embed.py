@@ -108,7 +108,7 @@ def test_what_was_killed_goes_on_where_it_was(run, made, tmp_path, monkeypatch, 
     added = []
     monkeypatch.setattr(Progress, "add", lambda *row: (added.append(row[1:3]), add(*row)))
     embedded(*command)
-    assert len(added) == 10 and "70 videos were embedded already" in capsys.readouterr().out
+    assert len(added) == 10 and "an interrupted call already embedded 70 videos" in capsys.readouterr().out
     again, whole = Embeddings.open(str(tmp_path)), Embeddings.open(str(made))
     assert np.array_equal(again.paths, whole.paths) and np.array_equal(again.splits, whole.splits)
     assert np.abs(again.vectors - whole.vectors).max() < 1e-6

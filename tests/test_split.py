@@ -55,7 +55,7 @@ def test_class_folders(videos, tmp_path, capsys):
         "video": "long jump/v_g00_c0, take.mp4", "target": 0, "group": "long jump/00",
     }  # fmt: skip
     shown = capsys.readouterr().out
-    assert "80 videos of 2 classes" in shown and "70.0%" in shown and "8 to 8" in shown
+    assert "80 videos of 2 classes" in shown and "70.0%" in shown and "each video is a group" not in shown
     assert sorted(path.name for path in out.iterdir()) == [
         "annotations.json",
         "test.csv",
@@ -99,6 +99,15 @@ def test_the_printed_command_reads_class_folders_back(tmp_path, capsys, names, s
     listed = read(tmp_path / "my split", classes=str(tmp_path / "my split/annotations.json"))
     assert contents(found) == contents(listed) and sum(map(len, found.values())) == 20
     assert all(Path(path).parent.name in names for part in found.values() for path in part.paths)
+
+
+def test_videos_without_groups_are_said_to_have_none(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        for i in range(10):
+            (tmp_path / "videos" / name / f"{i}.mp4").touch()
+    run(f"path={tmp_path}/videos", f"out={tmp_path}/out")
+    assert "each video is a group of its own" in capsys.readouterr().out
 
 
 def test_the_printed_command_reads_listings_back(tmp_path, capsys):

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from vidtrain.app.launch import fail, launch
 from vidtrain.config.dataset_schemas import AuditConfig
 from vidtrain.config.targets import check_of_dataset
+from vidtrain.errors import pluralize
 from vidtrain.files.folders import check_links
 from vidtrain.training.process import cores
 
@@ -61,7 +62,7 @@ def audit(cfg: DictConfig) -> None:
         (out / "thumbnails").mkdir(exist_ok=True)
         # If it cannot be created, that is one error now instead of one per file
         VideoIndex(index_file(cfg)).close()
-        console.info(f"dataset {name}: {len(files)} files in {', '.join(manifests)}")
+        console.info(f"dataset {name}: {pluralize(len(files), 'file')} in {', '.join(manifests)}")
         inspections = inspect_all(files, out, cfg, console)
         bounds = Bounds(**{key: cfg[key] for key in Bounds.__dataclass_fields__})
         classes = list(dict.fromkeys(name for manifest in manifests.values() for name in manifest.classes))

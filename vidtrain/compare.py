@@ -16,7 +16,7 @@ from vidtrain.app.launch import launch
 from vidtrain.config.references import to_settings
 from vidtrain.config.schemas import CompareConfig
 from vidtrain.config.targets import check_settings
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.files.escaping import shown
 from vidtrain.files.folders import RunLock, check_links
 
@@ -57,7 +57,7 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
     metric, share = summary["metric"], f"{summary['confidence']:.0%} interval"
     columns = ("recipe", "runs", metric, "deviation", f"{summary['tested']} difference", share, "")
     count = len(summary["recipes"])
-    title = f"{len(summary['runs'])} runs of {count} recipe{'' if count == 1 else 's'}"
+    title = f"{len(summary['runs'])} runs of {pluralize(count, 'recipe')}"
     console.table(title, columns, rows)
     if len(recipes) > MOST_SHOWN:
         console.info(f"{len(recipes) - MOST_SHOWN} more recipes are in recipes.csv")

@@ -1,4 +1,5 @@
-"""The exceptions of all packages, and checks of settings, whose messages name the key and the nearest allowed value."""
+"""The exceptions of all packages, the plural of a word in messages, and checks of settings, whose messages name the key
+and the nearest allowed value."""
 
 from collections.abc import Iterable
 
@@ -17,6 +18,11 @@ class DivergedError(UserError):
 
 class Pruned(Exception):
     """A sweep ends this run early, as other trials do better. The message names the pruner. It is not an error."""
+
+
+def pluralize(number: int, thing: str) -> str:
+    """A number of things in words, such as "1 class" or "2 classes"."""
+    return f"{number} {thing}" + ("" if number == 1 else "es" if thing.endswith("s") else "s")
 
 
 def check_share(**values: float) -> None:

@@ -24,7 +24,7 @@ from vidtrain.app.launch import fail, launch
 from vidtrain.config.dataset_schemas import PrepareConfig
 from vidtrain.config.overrides import quoted
 from vidtrain.config.targets import check_of_dataset
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.training.process import cores
 
 if TYPE_CHECKING:  # so that --help does not wait for the imports of PyAV and numpy
@@ -86,7 +86,7 @@ def prepare(cfg: DictConfig) -> None:
     check_links(folder := prepared_folder(cfg.data_root, cfg.dataset.name, name))
     with RunLock(folder):
         copy = PreparedCopy.begin(folder, list(files), settings_of(cfg), command)
-        console.info(f"dataset {cfg.dataset.name}: {len(files)} files, prepared in {folder}")
+        console.info(f"dataset {cfg.dataset.name}: {pluralize(len(files), 'file')}, prepared in {folder}")
         copy.clean()
         try:
             look_at = partial(guarded, time_limit=cfg.decode_timeout_s, preload=PRELOAD)
@@ -135,7 +135,7 @@ def pack(splits: "Mapping[str, Manifest]", cfg: DictConfig, console: "Console") 
         shards, unreadable = pack_dataset(splits, folder, bytes_in(cfg.shards), *index, look_at, console)
     show_unreadable(unreadable, console)
     count = sum(len(shard.videos) for shard in shards)
-    console.info(f"{count} videos in {len(shards)} tar files of {folder}")
+    console.info(f"{pluralize(count, 'video')} in {pluralize(len(shards), 'tar file')} of {folder}")
     where = quoted("dataset.folder", os.path.abspath(folder))
     console.info(f"train with: dataset=shards {quoted('dataset.name', cfg.dataset.name)} {where}")
     check_share(len(unreadable) / count, cfg)

@@ -12,7 +12,7 @@ from vidtrain.app.launch import launch
 from vidtrain.config.dataset_schemas import SplitConfig
 from vidtrain.config.overrides import quoted
 from vidtrain.config.targets import check_settings
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.files.escaping import shown_some
 
 if TYPE_CHECKING:  # so that --help does not wait for the import of numpy
@@ -64,8 +64,14 @@ def split(cfg: Any) -> None:
     texts[ANNOTATIONS] = files.annotations_text(splits, root, cfg.source == "frame_folders")
     files.write_split(out, texts, cfg.overwrite)
     columns = ("split", "videos", "share", "groups", "classes", "videos a class")
-    title, rows = f"{len(pool)} videos of {len(pool.classes)} classes", splitting.split_rows(pool, splits)
+    title = f"{pluralize(len(pool), 'video')} of {pluralize(len(pool.classes), 'class')}"
+    rows = splitting.split_rows(pool, splits)
     console.table(title, columns, rows)
+    if all(row[1] == row[3] for row in rows):  # every video is a group
+        console.info(
+            "each video is a group of its own. If several show one person, place or recording, name their group with "
+            "group_pattern= or group_column= (see --help): in different splits they make results too good"
+        )
     for name, part in splits.items():
         absent = splitting.absent_classes(part)
         if absent:

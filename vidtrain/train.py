@@ -13,7 +13,7 @@ from vidtrain.app.launch import fail, launch, warn
 from vidtrain.config.references import to_settings
 from vidtrain.config.renames import rename_arguments
 from vidtrain.config.schemas import ExportSettings
-from vidtrain.errors import Pruned, UserError
+from vidtrain.errors import Pruned, UserError, pluralize
 from vidtrain.runs import folder as run_folder
 from vidtrain.runs.attempts import RunAttempt, run_attempt
 from vidtrain.training.process import PreemptionHandler, Stopped
@@ -106,7 +106,7 @@ def _train(
         settings, spec = to_settings(cfg.export, ExportSettings), model_spec(cfg)
         ranks.on_main(lambda: export_run(settings, spec, start.classifier, data.classes, folder, console))
     minutes = state.seconds / 60
-    console.info(f"trained {state.total_step} steps in {minutes:.1f} minutes; all files are in {folder}")
+    console.info(f"trained {pluralize(state.total_step, 'step')} in {minutes:.1f} minutes; all files are in {folder}")
     return state.best
 
 

@@ -51,6 +51,22 @@ def test_seeds_are_averaged_and_their_spread_counts():
     assert held([outcome({1})] * 2, [outcome({2})]).interval_with_seeds is None
 
 
+def test_one_group_tells_nothing_apart():
+    groups = ["anna"] * 20
+    runs = [outcome(set(), groups=groups)] * 2, [outcome(set(range(20)), groups=groups)] * 2
+    found = held(*runs, pairs=())
+    assert found.difference == 1 and found.units == 1
+    assert found.interval is None and found.interval_with_seeds is None and found.verdict == "not told apart"
+    assert [change.interval for change in found.classes] == [None, None]
+
+
+def test_a_class_of_one_group_has_no_interval():
+    groups = [["anna", "ben"][video % 2] for video in range(20)]  # a class each
+    found = held([outcome(set(), groups=groups)], [outcome({0, 2}, groups=groups)])
+    assert found.units == 2 and found.interval is not None
+    assert [change.interval for change in found.classes] == [None, None]
+
+
 def test_classes():
     found = held([outcome({0, 2, 1})], [outcome({0, 2, 4, 6})])
     run, sit = found.classes

@@ -25,6 +25,7 @@ from vidtrain.evaluation.calibration import (
 )
 from vidtrain.evaluation.metrics import first_classes, from_label_logits, from_logits
 from vidtrain.evaluation.views import fuse, probabilities
+from vidtrain.evaluator.report import with_interval
 
 
 def drawn(seed, v=300, k=7, spread=3.0, several=False):
@@ -120,6 +121,15 @@ def test_intervals_hold_the_costs_and_groups_make_them_wider():
     assert sum(count for count, _, _ in alone["bins"]) == 400
     error = sum(n * abs(p - share) for n, p, share in alone["bins"]) / 400
     assert error == pytest.approx(alone["ece"]["value"])
+
+
+def test_one_group_has_no_interval():
+    logits, labels = drawn(1, v=20)
+    (row,) = reliability([outcomes(logits, labels, independent=False)], np.zeros(20, dtype=int))
+    assert row["units"] == 1
+    for name in ("nll", "brier", "ece", "ece_mass"):
+        assert row[name]["value"] > 0 and row[name]["low"] is row[name]["high"] is None
+        assert with_interval(row[name]) == f"{row[name]['value']:.4f}"
 
 
 def test_chance_is_what_a_calibrated_model_has():

@@ -73,6 +73,13 @@ def run_right(run: Predictions) -> float:
     return float(np.mean([label == guess for label, guess in zip(run.labels, run.predictions, strict=True)]))
 
 
+def test_one_group_has_no_interval():
+    groups = ["anna"] * 4
+    only = compare_with(answers("1111", groups), answers("0000", groups), "x", "top1")
+    assert (only.difference, only.low, only.high, only.units) == (1.0, None, None, 1)
+    assert not only.is_better and only.text == "+1.000 (one group)"
+
+
 def test_nothing_in_common_is_no_verdict():
     other = answers("11")
     other.paths[:] = ["/elsewhere/x.avi", "/elsewhere/y.avi"]

@@ -78,7 +78,7 @@ def test_it_trains_as_without_a_cache_and_encodes_once(config, tmp_path, capsys,
     train(config(f"run_dir={tmp_path}/plain"))
     train(config(f"run_dir={tmp_path}/cached", *CACHED))
     said = " ".join(capsys.readouterr().out.split())
-    assert "listing-train: encoding 30 videos 2 times, 4.61e-05 GB of tokens in" in said
+    assert "listing-train: encoding 30 videos in 2 views, 0.0461 MB of tokens in" in said
     plain, cached = untimed(tmp_path / "plain"), untimed(tmp_path / "cached")
     assert len(plain) == len(cached)
     for row, other in zip(plain, cached, strict=True):

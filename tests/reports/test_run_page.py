@@ -196,6 +196,10 @@ def test_probabilities_and_when_to_answer():
         "a 0.6250 12 8 7 0.8750 0.5300 b \u2013 0 0 0 \u2013 \u2013",
     ):
         assert words in page.words, words
+    of_one_group = {name: {"value": 0.3, "low": None, "high": None} for name in ("nll", "brier", "ece", "ece_mass")}
+    row = {"name": "a", "before": {**reliability(0.1), **of_one_group}, "after": None}
+    page = PageReader(run_page(facts(reliability=[row]), []))
+    assert "loss 0.3000 Brier score 0.3000" in page.words
     page = PageReader(run_page(facts(calibration=None), []))
     assert "Not calibrated: python -m vidtrain.calibrate" in page.words and "decisions" not in page.sections
     asked_for_nothing = {**calibration("a"), "curve": None, "thresholds": None, "sets": None}

@@ -27,7 +27,7 @@ from vidtrain.data.augment.geometry import ANTIALIASED
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
 from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.training.distributed import autocast
 
 Setting = int | float | str | bool
@@ -320,7 +320,7 @@ def _threaded(meter: Meter, phase: PhaseSteps, batch: Batch, m: Measured) -> dic
     counts = {1, m.cores // 2, m.cores - m.workers, m.cores} - {m.threads}
     base, rates = partial(meter.compute, phase, batch), {}
     for threads in sorted(count for count in counts if 1 <= count <= m.cores):
-        variant = partial(meter.compute, phase, batch, f", {build.pluralize(threads, 'thread')}")
+        variant = partial(meter.compute, phase, batch, f", {pluralize(threads, 'thread')}")
         rates[threads] = m.compute * meter.gain(base, partial(_with_threads, threads, variant))
     return rates
 

@@ -26,7 +26,7 @@ from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.loading.dataset import Batch, StoreUse
 from vidtrain.data.loading.loaders import PREFETCH
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.evaluation.views import view_table
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.masked_models import MaskedModel
@@ -286,7 +286,7 @@ class Meter:
 
     def loader(self, workers: int, batches: Batches) -> Timed:
         """Times the loader alone, on `batches` of `workers` processes."""
-        with self._shown(f"loader alone, {build.pluralize(workers, 'worker')}", 2 * max(1, workers)) as advance:
+        with self._shown(f"loader alone, {pluralize(workers, 'worker')}", 2 * max(1, workers)) as advance:
             return time_loader(batches, workers, self.cfg.trainer.accumulation, ALONE_SECONDS, advance)
 
     def new_loader(self, workers: int) -> Timed:

@@ -21,7 +21,7 @@ from vidtrain.data.augment.device import DeviceTransform
 from vidtrain.data.augment.geometry import ANTIALIASED, PLACEMENTS, UNCUT, EvalGeometry, WholeFrame
 from vidtrain.data.loading.workers import KEPT_BY_NETWORKS, keep_freed_memory
 from vidtrain.data.sampling.clips import ClipProtocol
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.models.classifier import Encoder, EncoderWithHead, VideoClassifier
 from vidtrain.models.lora import Adapters, Base, BaseFile, adapter_parameters
@@ -123,10 +123,6 @@ def frames_text(cfg: DictConfig, frame_order: str) -> str:
     square = ", square pixels" if clip.sample_aspect == "apply" else ""
     resized = "" if clip.resize == ANTIALIASED else f", resized as in {PUBLISHERS[clip.resize]}"
     return f"{shown}{order}{indices} at {size}{square}{resized}"
-
-
-def pluralize(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def share_of_cores(ranks: Ranks) -> int:
@@ -333,7 +329,7 @@ def load_starting_point(
     initialized = [name for name in model.state_dict() if name not in loaded]
     if initialized:
         shown = ", ".join(initialized[:6]) + (", ..." if initialized[6:] else "")
-        console.info(f"initialized at random: {len(initialized)} tensors: {shown}")
+        console.info(f"initialized at random: {pluralize(len(initialized), 'tensor')}: {shown}")
     if cfg.init_from is None:
         trained_clips = {key: value for report in reports for key, value in report.seen.items()}
         for warning in unseen_clips(cfg, trained_clips):

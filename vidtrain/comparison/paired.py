@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, percentile_interval, resampled_means
+from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, bootstrap_interval, percentile_interval, resampled_means
 from vidtrain.evaluation.predictions import Aligned, Predictions, align, logits_and_labels
 from vidtrain.evaluation.resampling import (
     FROM_LOGITS,
@@ -37,14 +37,15 @@ class Pair:
 @dataclass(frozen=True)
 class ClassChange:
     """Recall and F1 of one class in both recipes, averaged over their runs. `interval` is the confidence interval of
-    the difference in recall, over samples of videos and, if both recipes have several runs, over seeds."""
+    the difference in recall, over samples of videos and, if both recipes have several runs, over seeds; None if the
+    videos of the class are one group, or one video."""
 
     name: str
     support: int  # number of videos with this label
     recall_baseline: float
     recall_other: float
     recall_difference: float
-    interval: Interval
+    interval: Interval | None
     f1_baseline: float
     f1_other: float
     f1_difference: float
@@ -73,7 +74,8 @@ class Comparison:
 
     `interval` is the confidence interval of `difference` over samples of videos, `interval_with_seeds` over samples of
     videos and over seeds. The latter is None if a recipe has only one run. Runs of pretraining share no predictions:
-    `interval` is None, and `interval_with_seeds` is over seeds alone.
+    `interval` is None, and `interval_with_seeds` is over seeds alone. If the shared videos are one group, the variation
+    over samples of videos is not known: both are None.
     """
 
     metric: str
@@ -123,7 +125,7 @@ def compare(
     n, rng = len(baseline), np.random.default_rng(seed)
     observed, sampled = _observe(shared, runs, metric, draws, rng)
     over_videos, with_seeds = _difference(sampled, n), None
-    if n > 1 and len(other) > 1:
+    if n > 1 and len(other) > 1 and shared.units > 1:
         noise = seed_noise(observed[n:], draws, rng) - seed_noise(observed[:n], draws, rng)
         with_seeds = percentile_interval(over_videos + noise, confidence)
     correct = shared.correct
@@ -137,7 +139,7 @@ def compare(
         of_baseline=observed[:n].tolist(),
         of_other=observed[n:].tolist(),
         difference=float(_difference(observed, n)),
-        interval=percentile_interval(over_videos, confidence),
+        interval=bootstrap_interval(over_videos, confidence, shared.units),
         interval_with_seeds=with_seeds,
         pairs=[Pair(a, b, *mcnemar(correct[a], correct[n + b])) for a, b in same_seed],
         classes=class_changes(shared, n, draws, confidence, rng),
@@ -205,9 +207,10 @@ def class_changes(
         hits = np.stack([np.isin(videos, run[number]) for run in predicted])
         recall = hits.mean(axis=1)
         f1 = 2 * hits.sum(axis=1) / np.array([len(videos) + len(run[number]) for run in predicted])
-        groups = shared.groups
+        groups, units = shared.groups, len(videos)
         if groups is not None:
             groups = np.unique(groups[videos], return_inverse=True)[1]
+            units = int(groups.max()) + 1
         sampled = resample(_difference(hits.T, n), groups)
         if min(n, len(hits) - n) > 1:
             sampled = sampled + seed_noise(recall[n:], draws, rng) - seed_noise(recall[:n], draws, rng)
@@ -218,7 +221,7 @@ def class_changes(
                 recall_baseline=float(recall[:n].mean()),
                 recall_other=float(recall[n:].mean()),
                 recall_difference=float(_difference(recall, n)),
-                interval=percentile_interval(sampled, confidence),
+                interval=bootstrap_interval(sampled, confidence, units),
                 f1_baseline=float(f1[:n].mean()),
                 f1_other=float(f1[n:].mean()),
                 f1_difference=float(_difference(f1, n)),

@@ -286,6 +286,11 @@ def _on_videos(study: Study, comparisons: Comparisons) -> Iterator[str]:
                 f"Recipe {number} is compared on the {pair.shared} videos that all runs of it and of the baseline "
                 f"read{also}."
             )
+    if any(pair.units == 1 for pair in comparisons.values()):
+        yield (
+            "The shared videos are one group, such as one person: what others would give is not known, so there is no "
+            "interval."
+        )
     if any(pair.below_folders for pair in comparisons.values()):
         yield "Videos were matched by their paths below each run's folder of videos, as those folders differ."
 
@@ -319,13 +324,16 @@ def _on_baselines(runs: Sequence[Run]) -> Iterator[str]:
     not_better = [
         f"{folder} ({best['run']:.4f}; {best['name']} {best['baseline']:.4f})"
         for folder, best in with_best
-        if best["low"] <= 0
+        if best["low"] is not None and best["low"] <= 0  # None: the videos are one group
     ]
     if not_better:
         yield f"These runs are not better than the best baseline by more than chance: {shown_some(not_better, LISTED)}."
     without = [run.folder for run in runs if not run.baselines]
     if with_best and without:
-        yield f"The baselines are not known, or are of another split, for {shown_some(without, LISTED)}."
+        yield (
+            f"No baselines are stored for {shown_some(without, LISTED)}: they were measured after these runs, or on "
+            "another split. python -m vidtrain.compare RUN puts those that are known now on the page of a run."
+        )
 
 
 def _on_seeds(study: Study, comparisons: Comparisons) -> Iterator[str]:
@@ -338,7 +346,7 @@ def _on_seeds(study: Study, comparisons: Comparisons) -> Iterator[str]:
     if once and comparisons:
         covered = (
             "What another seed would give is not known, so their differences have no interval."
-            if study.of_pretraining
+            if all(pair.interval is None for pair in comparisons.values())
             else "Their intervals include the choice of videos, but not that of the seed."
         )
         yield f"Run only once: {_list_recipes(once)}. {covered}"

@@ -25,7 +25,7 @@ from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.sources.unlabeled import UNLABELED as ONE_CLASS
 from vidtrain.embeddings.store import PICTURES, PROGRESS, UNLABELED, Embeddings, Progress, joined
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.weights.files import as_sources, locate
 from vidtrain.models.weights.loading import load_pretrained
@@ -152,7 +152,7 @@ def embed(opened: OpenedEncoder, cfg: DictConfig, out: Path, ranks: Ranks, conso
     listed = [[split, [(record.path, record.start, record.end) for record in splits[split]]] for split in splits]
     progress = Progress(out / PROGRESS, [opened.about, cfg.pictures, cfg.tokens, listed])
     if progress.rows:
-        console.info(f"{len(progress.rows)} videos were embedded already by an interrupted call")
+        console.info(f"an interrupted call already embedded {pluralize(len(progress.rows), 'video')}")
     kept = TokenFile(out / TOKENS, sum(map(len, splits.values()))) if cfg.tokens else None
     for number, (split, manifest) in enumerate(splits.items()):
         pending = progress.pending(number, len(manifest))

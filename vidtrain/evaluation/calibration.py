@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.metrics import parts, percentile_interval, resampled_means
+from vidtrain.evaluation.metrics import bootstrap_interval, parts, resampled_means
 
 CELLS = 1 << 18  # logits that are processed at a time: they fit in a core's cache
 BINS = 15  # as Guo et al. and torchmetrics have it
@@ -111,9 +111,10 @@ def reliability(results: Sequence[Outcomes], groups: np.ndarray | None) -> list[
     high; `chance`, the approximate ece that perfectly calibrated probabilities would have; `units`, the number of
     videos or groups that a bootstrap draw has; `bins` of equal width as [answers, mean probability, accuracy].
 
-    Intervals have 95% confidence. They come from 1,000 bootstrap draws of videos, or of whole `groups` [v], with fixed
-    bins. Drawing with replacement raises calibration errors, so their draws are mirrored at the value, which may lie
-    outside of the interval (the basic bootstrap, Davison & Hinkley, 1997).
+    Intervals have 95% confidence; with a single unit, low and high are None. They come from 1,000 bootstrap draws of
+    videos, or of whole `groups` [v], with fixed bins. Drawing with replacement raises calibration errors, so their
+    draws are mirrored at the value, which may lie outside of the interval (the basic bootstrap, Davison & Hinkley,
+    1997).
     """
     columns: list[np.ndarray] = []
     for result in results:
@@ -127,12 +128,12 @@ def reliability(results: Sequence[Outcomes], groups: np.ndarray | None) -> list[
     for result in results:
         row: dict[str, Any] = {"units": units, "chance": _chance(result), "bins": _diagram(result)}
         for name, costs in (("nll", result.nll), ("brier", result.brier)):
-            low, high = percentile_interval(next(sampled)[:, 0], CONFIDENCE)
+            low, high = bootstrap_interval(next(sampled)[:, 0], CONFIDENCE, units) or (None, None)
             row[name] = {"value": float(costs.mean()), "low": low, "high": high}
         for name, binning in BINNINGS.items():
             value = calibration_error(result.confidence, result.right, binning(result.confidence))
             mirrored = 2 * value - np.abs(next(sampled)).sum(axis=1)
-            low, high = percentile_interval(np.maximum(mirrored, 0), CONFIDENCE)
+            low, high = bootstrap_interval(np.maximum(mirrored, 0), CONFIDENCE, units) or (None, None)
             row[name] = {"value": value, "low": low, "high": high}
         rows.append(row)
     return rows

@@ -278,3 +278,9 @@ def percentile_interval(samples: np.ndarray, confidence: float) -> tuple[float, 
     """The interval that holds the middle share `confidence` of `samples`, rounded so that a 0 is exactly 0."""
     low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
     return round(float(low), 12) + 0.0, round(float(high), 12) + 0.0
+
+
+def bootstrap_interval(samples: np.ndarray, confidence: float, units: int) -> tuple[float, float] | None:
+    """The `percentile_interval` of draws of `units` videos or groups. None for a single one: all its draws are equal,
+    and their interval of width 0 would look certain."""
+    return percentile_interval(samples, confidence) if units > 1 else None

@@ -27,7 +27,7 @@ from vidtrain.data.audit.duplicates import LUMA
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError
-from vidtrain.evaluation.metrics import percentile_interval, resampled_means
+from vidtrain.evaluation.metrics import bootstrap_interval, resampled_means
 from vidtrain.evaluation.predictions import Predictions, align, logits_and_labels, read_predictions
 from vidtrain.evaluation.report import MOST_CLASSES, Report, report
 from vidtrain.evaluation.resampling import PRECISION_DRAWS, PRECISIONS, sampled_logits
@@ -277,7 +277,7 @@ class BaselineComparison:
     """The `metric` of a run minus that of a baseline, on the number of `videos` that both classified.
 
     The interval of 95% is over samples of videos, drawn in whole groups (`units`, see
-    `evaluation.metrics.resampled_means`).
+    `evaluation.metrics.resampled_means`). With a single group its bounds are None.
     """
 
     name: str
@@ -285,18 +285,20 @@ class BaselineComparison:
     baseline: float
     run: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     videos: int
     units: int
 
     @property
     def is_better(self) -> bool:
         """Whether the run is significantly better."""
-        return self.low > 0
+        return self.low is not None and self.low > 0
 
     @property
     def text(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.difference:+.3f} (one group)"
         return f"{self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
 
 
@@ -317,7 +319,7 @@ def compare_with(run: Predictions, baseline: Predictions, name: str, metric: str
         correct = shared.correct.astype(np.float64)
         values, rng = correct.mean(axis=1), np.random.default_rng(0)
         changes = resampled_means(correct[1:] - correct[:1], shared.groups, DRAWS, rng)[:, 0]
-    low, high = percentile_interval(changes, CONFIDENCE)
+    low, high = bootstrap_interval(changes, CONFIDENCE, shared.units) or (None, None)
     (of_baseline, of_run), videos = values.tolist(), len(shared.paths)
     return BaselineComparison(name, metric, of_baseline, of_run, of_run - of_baseline, low, high, videos, shared.units)
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from vidtrain.build.parts import pluralize
 from vidtrain.data.augment.geometry import UNCUT
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.evaluation.calibrated import Calibration, calibration_of_table
 from vidtrain.evaluation.protocols import (
     Probe,
@@ -49,8 +48,10 @@ def results_table(console: Console, title: str, result: Report) -> None:
     console.table(title, ("", "clip", "video"), rows)
 
 
-def with_interval(number: Mapping[str, float]) -> str:
-    return f"{number['value']:.4f} ({number['low']:.4f} to {number['high']:.4f})"
+def with_interval(number: Mapping[str, float | None]) -> str:
+    """A `value` and its interval, unless there is none, as of the videos of one group."""
+    value, low, high = number["value"], number["low"], number["high"]
+    return f"{value:.4f}" if low is None or high is None else f"{value:.4f} ({low:.4f} to {high:.4f})"
 
 
 def warn_missing(console: Console, result: Report, split: str) -> None:

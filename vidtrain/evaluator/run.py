@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vidtrain.build.parts import pluralize, set_cpu_threads, share_of_cores
+from vidtrain.build.parts import set_cpu_threads, share_of_cores
 from vidtrain.config.renames import rename_settings
 from vidtrain.data.augment.geometry import UNCUT
 from vidtrain.data.decoding.video import DecodeError
@@ -22,7 +22,7 @@ from vidtrain.data.manifest.manifest import Manifest, in_order_of
 from vidtrain.data.sampling.clips import clip_indices, eval_generator
 from vidtrain.data.sampling.temporal import frame_picks
 from vidtrain.data.stores.files import ask_statuses, exists, file_status
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.evaluation import view_store
 from vidtrain.evaluation.calibrated import STORED
 from vidtrain.evaluation.view_store import ShardWriter, StoredViews

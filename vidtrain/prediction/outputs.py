@@ -17,6 +17,7 @@ from vidtrain.app.launch import fail
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.loading.windows import WindowDataset
 from vidtrain.data.stores.places import absolute, common_folder, is_url, relative
+from vidtrain.errors import pluralize
 from vidtrain.evaluation.calibrated import UNSURE, Calibration
 from vidtrain.files.atomic import Ledger, strict_json, write_text_atomic
 from vidtrain.files.escaping import csv_text, shown, shown_lines
@@ -381,8 +382,9 @@ def write_predictions(
         write_results(results, reader.failures, out)
     csv_stream.close()
     console.info(
-        f"{len(results.videos)} of {len(reader.paths)} videos in {seconds:.1f} s with {reader.workers} reading "
-        f"processes; after the first batch, {reader.clock.data_share:.0%} of the time was waiting for them"
+        f"{len(results.videos)} of {pluralize(len(reader.paths), 'video')} in {seconds:.1f} s with "
+        f"{pluralize(reader.workers, 'reading process')}; after the first batch, {reader.clock.data_share:.0%} of the "
+        "time was waiting for them"
     )
     if out is not None:
         console.info(f"results in {out}")
@@ -390,5 +392,5 @@ def write_predictions(
         unread = {failure.path for failure in reader.failures}
         where = f"; all are in {out / 'failures.csv'}" if out is not None and outputs.folders else ""
         lines = [f"{shown(failure.path)}: {shown(failure.cause)}" for failure in reader.failures[:MAX_NAMED]]
-        what = f"{len(unread)} of {len(reader.paths)} videos could not be read, or not wholly{where}"
+        what = f"{len(unread)} of {pluralize(len(reader.paths), 'video')} could not be read, or not wholly{where}"
         fail("\n  ".join([what, *lines]), status=EXIT_UNREAD)

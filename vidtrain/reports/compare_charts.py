@@ -183,10 +183,10 @@ def _draw_bars(rows: Sequence[Plain], title: str, path: Path) -> None:
     axes = figure.add_subplot()
     axes.axvline(0, color="0.6", linewidth=1, zorder=0)
     for number, row in enumerate(rows):
-        (low, high), change = row["interval"], row["recall_difference"]
-        is_clear = row["support"] >= FEW and not low <= 0 <= high
+        bounds, change = row["interval"], row["recall_difference"]
+        is_clear = row["support"] >= FEW and bounds is not None and not bounds[0] <= 0 <= bounds[1]
         verdict = ("better" if change > 0 else "worse") if is_clear else "not told apart"
-        _draw_interval(axes, number, change, (low, high), VERDICTS[verdict])
+        _draw_interval(axes, number, change, bounds, VERDICTS[verdict])
     style(axes, title)
     name_rows(axes, [f"{shortened(row['name'], RECIPE_NAME_LENGTH)} ({row['support']})" for row in rows])
     save_png(figure, path)

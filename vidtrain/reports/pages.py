@@ -306,7 +306,8 @@ def _class_rows(summary: Plain) -> Rows:
     rows: Rows = [["baseline", "recipe", "class", *columns, "recall_low", "recall_high"]]
     for pair in summary["comparisons"]:
         for change in pair["classes"]:
-            rows.append([pair["baseline"], pair["other"], *(change[key] for key in keys), *change["interval"]])
+            bounds = change["interval"] or (None, None)
+            rows.append([pair["baseline"], pair["other"], *(change[key] for key in keys), *bounds])
     return rows
 
 

@@ -20,7 +20,7 @@ from vidtrain.build.checkpoint_loader import restore
 from vidtrain.config.references import to_dict, to_phases, to_settings, with_published
 from vidtrain.data.loading.samplers import class_shares, describe_shares
 from vidtrain.data.manifest.manifest import Manifest, spelled_classes
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.evaluation.views import ClipModel, EvalBatch, ViewTable, view_table
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import masked_values
@@ -170,7 +170,7 @@ class Parts:
     def describe(self, ranks: Ranks, protocol: str) -> str:
         return (
             f"training on {ranks.device.type} x {ranks.world_size} in {self.settings.precision}: batches of "
-            f"{self.settings.batch_size}, {self.steps_per_epoch} steps an epoch; evaluated with {protocol}"
+            f"{self.settings.batch_size}, {pluralize(self.steps_per_epoch, 'step')} an epoch; evaluated with {protocol}"
         )
 
 
@@ -214,7 +214,7 @@ def describe_data(data: RunData, parts: Parts, ranks: Ranks, console: Console, f
     """Logs the classes and the numbers of videos, and records them in dataset.json."""
     videos = {name: len(split) for name, split in data.splits.items()}
     counts = ", ".join(f"{name} {count}" for name, count in videos.items())
-    console.info(f"dataset {data.name}: {len(data.classes)} classes; videos: {counts}")
+    console.info(f"dataset {data.name}: {pluralize(len(data.classes), 'class')}; videos: {counts}")
     if ranks.is_main:
         facts = {
             "classes": list(data.classes),

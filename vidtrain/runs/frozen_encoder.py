@@ -26,7 +26,7 @@ from vidtrain.data.loading.dataset import Batch, Fault, VideoDataset
 from vidtrain.data.loading.file_checks import joint_digest, record_digests
 from vidtrain.data.loading.loaders import START_METHOD, Loader
 from vidtrain.data.loading.samplers import EvalShard, MixtureStream, SampleKey, TrainStream
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.evaluation.report import Report
 from vidtrain.models.classifier import Encoder, ManyHeads, VideoClassifier, encode
 from vidtrain.runs.token_store import LARGEST, TokenStore
@@ -155,11 +155,11 @@ class CachedFeatureTask:
         if not dataset.training:
             ranks.on_main(lambda: store.take_over(videos))
         pending = ranks.broadcast_object(store.pending())
-        size = f"{store.bytes / 1e9:.3g} GB of tokens in {store.folder}"
+        size = f"{store.bytes / 1e6:.3g} MB of tokens in {store.folder}"
         if pending:
-            complete = store.num_chunks - len(pending)
+            complete, often = store.num_chunks - len(pending), f" in {views} views" if views > 1 else ""
             started = f", of which {complete} of {store.num_chunks} chunks are there" if complete else ""
-            console.info(f"{name}: encoding {len(dataset)} videos {views} times, {size}{started}")
+            console.info(f"{name}: encoding {pluralize(len(dataset), 'video')}{often}, {size}{started}")
             self._encode(store, pending[ranks.rank :: ranks.world_size], dataset, encoder, name)
             ranks.barrier()
         else:

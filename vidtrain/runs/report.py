@@ -15,7 +15,7 @@ from torch import nn
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.config.references import to_dict
-from vidtrain.errors import DivergedError, UserError
+from vidtrain.errors import DivergedError, UserError, pluralize
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.evaluation.report import Report, report, write_report
 from vidtrain.evaluation.views import ClipModel, EvalBatch, split_heads, view_table
@@ -43,9 +43,9 @@ from vidtrain.training.stages import head_choices, head_names
 from vidtrain.training.validation import HEADS_PREFIX, METRIC_PREFIXES
 
 MOST_SHOWN = 40  # heads in the closing table
-TRY_MOTION = "Try experiment=few_labels, whose input includes frame differences, or more frames, or more videos"
+TRY_MOTION = "Try more frames, more videos, or frame differences as input (as in experiment=few_labels)"
 TRY_APPEARANCE = (
-    "More test videos would narrow the interval; pretrained weights may do better (experiment=few_labels installs some)"
+    "More test videos would narrow the interval; pretrained weights may do better (as in experiment=few_labels)"
 )
 
 
@@ -301,14 +301,20 @@ def show_baselines(result: Result, console: Console) -> None:
     columns = ("baseline", result.beside[0].metric, "this run", "difference, 95% interval")
     console.table(f"compared with baselines, on {result.split}", columns, rows)
     best, not_better = result.beside[0], [row.name for row in result.beside if not row.is_better]
-    if MOTION in not_better:
+    if best.low is None:
+        console.warn(
+            f"all {pluralize(best.videos, 'video')} of {result.split} that were compared are one group, so it is not "
+            "known whether other groups would give the same difference; split the videos so that it has more groups"
+        )
+    elif MOTION in not_better:
         console.warn(
             f"not better than the {MOTION} by more than chance: there is no evidence that the model uses more of the "
             f"motion than its location. {TRY_MOTION}"
         )
     elif not_better:
         console.warn(
-            f"not better than {best.name} by more than chance, on {best.videos} videos in {best.units} groups. "
+            f"not better than {best.name} by more than chance, on {pluralize(best.videos, 'video')} in "
+            f"{pluralize(best.units, 'group')}. "
             f"{TRY_APPEARANCE}"
         )
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidtrain.build import parts as build
 from vidtrain.config.references import to_dict
 from vidtrain.config.renames import rename_override
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.files.escaping import is_masked
 from vidtrain.files.folders import install_hint
 from vidtrain.runs.attempts import PRUNED
@@ -75,7 +75,7 @@ class OptunaSweeper(TrialSweeper):
         record.space, record.planned = space, max(self._n_trials, len(record.trials))
         record.write(folder)
         done = sum(trial_state(folder, trial).state in ENDED for trial in record.trials)
-        self.console.info(f"sweep {folder}: {record.planned} trials of a search; {done} have ended")
+        self.console.info(f"sweep {folder}: {pluralize(record.planned, 'trial')} of a search; {done} have ended")
         pruning = None
         if self._pruner is not None:
             pruner = to_dict(self._pruner, resolve=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vidtrain.config.renames import rename_override
 from vidtrain.config.trust import is_trusted_pruner
-from vidtrain.errors import Pruned, UserError
+from vidtrain.errors import Pruned, UserError, pluralize
 from vidtrain.files.atomic import read_json, write_json_atomic
 from vidtrain.files.escaping import is_masked, masked
 from vidtrain.files.folders import holder, is_held
@@ -285,7 +285,7 @@ def table_of(
         below.append(f"to run failed trials again: python -m vidtrain.sweep resume {quoted} retry=true")
     if counts[FINISHED] > 1:
         below.append(f"to compare: python -m vidtrain.compare {quoted}")
-    return f"{len(states)} trial{'' if len(states) == 1 else 's'}: {summary}{more}", columns, rows, below
+    return f"{pluralize(len(states), 'trial')}: {summary}{more}", columns, rows, below
 
 
 def _remark(state: TrialState) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vidtrain.errors import DivergedError, UserError
+from vidtrain.errors import DivergedError, UserError, pluralize
 from vidtrain.training.phases import Phase, StepResult, Trainer, TrainState, seed_step
 from vidtrain.training.profiling import NO_CLOCK, NoClock, StepClock, epoch_costs
 from vidtrain.training.run import Run, TrainerSettings
@@ -196,7 +196,9 @@ def end_phase(trainer: Trainer, phase: Phase) -> None:
     run, state = trainer.run, trainer.state
     if state.step < phase.total:
         monitor, evaluations = run.settings.monitor, state.evals_since_best
-        run.console.info(f"phase {phase.name} ends early: {monitor} did not improve in {evaluations} evaluations")
+        run.console.info(
+            f"phase {phase.name} ends early: {monitor} did not improve in {pluralize(evaluations, 'evaluation')}"
+        )
         if phase.sums.samples:  # the phase ends within an epoch, whose metrics are not logged yet
             log_epoch(trainer, phase)
     state.next_phase()

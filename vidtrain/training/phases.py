@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vidtrain.data.loading.dataset import Batch
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.files.escaping import shown_some
 from vidtrain.models.classifier import EncoderWithHead
@@ -244,7 +244,7 @@ class Trainer:
         run, state, model = self.run, self.state, phase.task.model
         batches = iter(phase.task.train_batches(state.total_step, state.total_step + phase.total - state.step))
         first = next(batches, None)  # None if only the phase's last evaluation is left
-        title = f"phase {phase.name} ({state.phase + 1} of {len(run.phases)}): {phase.total} steps"
+        title = f"phase {phase.name} ({state.phase + 1} of {len(run.phases)}): {pluralize(phase.total, 'step')}"
         table = parameter_table(model, phase.optimizers.peak_lrs, phase.heads.names)
         run.console.table(title, ("module", "parameters", "trained", "peak lr"), table)
         if phase.settings.heads is not None:
@@ -264,9 +264,8 @@ class Trainer:
             return phase.objective(logits, targets).losses.mean()
 
         loss = check_gradients(model, clips, labels, mean_loss, phase.autocast)
-        run.console.info(
-            f"preflight passed: loss {loss:.3f}, a finite gradient in {phase.optimizers.num_tensors} tensors"
-        )
+        tensors = pluralize(phase.optimizers.num_tensors, "tensor")
+        run.console.info(f"preflight passed: loss {loss:.3f}, a finite gradient in {tensors}")
 
     def checkpoint(self, phase: Phase) -> dict[str, Any]:
         """The content of a checkpoint that a run resumes from. Between two phases its optimizer state is None."""

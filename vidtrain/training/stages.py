@@ -171,7 +171,7 @@ def parameter_table(model: EncoderWithHead, peak_lrs: Mapping[Tensor, float], he
     modules: list[tuple[str, Iterable[nn.Parameter]]] = [
         ("encoder." + _layer_name(model.encoder, layer), layer.parameters()) for layer in model.encoder.layers
     ]
-    if isinstance(model, ManyHeads):
+    if isinstance(model, ManyHeads) and len(heads) > 1:
         names = (f"head.{name}" for name in heads)
         modules += [(name, head.parameters()) for name, head in zip(names, model.head, strict=True)]
     else:

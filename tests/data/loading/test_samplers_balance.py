@@ -87,7 +87,7 @@ def test_shares_of_what_training_draws():
     assert class_shares(plain, 0.0).tolist() == [0.75, 0.25, 0]
     assert class_shares(plain, 1.0).tolist() == [0.5, 0.5, 0]
     assert describe_shares(class_shares(plain, 1.0), 1.0) == (
-        "a class is in 0.5 to 0.5 of the samples (data.class_balanced_sampling=1); 1 classes have no training video"
+        "each class has 50.0% of the samples (data.class_balanced_sampling=1); no training video is of 1 class"
     )
     # videos of two labels count for both
     several = Manifest([Record("a.mp4", 0, "a", (0, 2)), Record("b.mp4", 2, "b")], ("a", "b", "c"))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 
 
 class SampleKey(NamedTuple):
@@ -151,9 +151,11 @@ def class_shares(manifest: Manifest, balance: float) -> np.ndarray:
 def describe_shares(shares: np.ndarray, balance: float) -> str:
     """A sentence for the log."""
     present = shares[shares > 0]
-    absent = f"; {len(shares) - len(present)} classes have no training video" if len(present) < len(shares) else ""
-    drawn = f"data.class_balanced_sampling={balance:g}"
-    return f"a class is in {present.min():.3g} to {present.max():.3g} of the samples ({drawn}){absent}"
+    missing = len(shares) - len(present)
+    absent = f"; no training video is of {pluralize(missing, 'class')}" if missing else ""
+    low, high = f"{present.min():.1%}", f"{present.max():.1%}"
+    each = f"{low} of the samples" if low == high else f"{low} to {high} of the samples"
+    return f"each class has {each} (data.class_balanced_sampling={balance:g}){absent}"
 
 
 @dataclass(frozen=True)

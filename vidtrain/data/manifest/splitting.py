@@ -338,7 +338,8 @@ def split_rows(pool: Manifest, splits: Mapping[str, Manifest]) -> list[tuple[str
     for name, part in splits.items():
         share, counts = f"{len(part) / len(pool):.1%}", _class_counts(part)
         groups = int(group_numbers(part).max()) + 1
-        spread = f"{counts.min()} to {counts.max()}"
+        fewest, most = counts.min(), counts.max()
+        spread = str(most) if fewest == most else f"{fewest} to {most}"
         rows.append((name, len(part), share, groups, int(np.count_nonzero(counts)), spread))
     return rows
 

@@ -13,7 +13,7 @@ from vidtrain.data.manifest.manifest import Manifest, Record, columns_of, one_sp
 from vidtrain.data.manifest.splitting import SPLITS, check_splits, groups_by, shares_of, split_manifest
 from vidtrain.data.sources.labels import LabelReader, in_order
 from vidtrain.data.sources.tables import Faults, read_json, read_table
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.files.escaping import shown, shown_some
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class ClassFolders:
         if len(empty) == len(by_class) or (split in ("train", None) and empty):
             raise UserError(
                 f"no videos in {folder} for {', '.join(map(shown, empty))}; "
-                f"looked for {' '.join(self.suffixes)}; {self._layout()}"
+                f"looked for {shown_some(self.suffixes, 4)}; {self._layout()}"
             )
         builder = ColumnsBuilder()
         for label, paths in enumerate(by_class.values()):
@@ -112,8 +112,8 @@ class ClassFolders:
                 logger.warning("the class %s of %s lies in two folders that are spelled alike", name, folder)
             videos.setdefault(name, []).extend(sorted(walk(path, self.suffixes, passed)))
         if passed:
-            message = "%d files in %s are not taken for videos of a class, such as %s"
-            logger.warning(message, len(passed), folder, min(passed))
+            message = "%s in %s skipped, as no video in the folder of a class, such as %s"
+            logger.warning(message, pluralize(len(passed), "file"), folder, min(passed))
         return dict(sorted(videos.items()))
 
     def _layout(self) -> str:

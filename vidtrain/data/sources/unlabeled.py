@@ -14,7 +14,7 @@ from vidtrain.data.sources.tables import numbered_lines, read_table
 from vidtrain.data.stores.objects import objects_at
 from vidtrain.data.stores.places import check_no_secret, is_url, joined, member_of
 from vidtrain.errors import UserError
-from vidtrain.files.escaping import shown
+from vidtrain.files.escaping import shown, shown_some
 
 UNLABELED = "unlabeled"  # the class of all videos, which objectives without labels ignore
 LISTINGS = (".txt", ".csv")
@@ -83,7 +83,7 @@ def _videos_of(place: str, folders: bool) -> list[str]:
         videos = _below(place, folders)
         if not videos:
             what, suffixes = ("folders of images", IMAGE_SUFFIXES) if folders else ("videos", SUFFIXES)
-            raise UserError(f"{shown(place)}: there are no {what} in this folder, of {' '.join(suffixes)}")
+            raise UserError(f"{shown(place)}: there are no {what} in this folder, of {shown_some(suffixes, 4)}")
         return videos
     if os.path.splitext(place)[1].lower() in LISTINGS and os.path.isfile(place):
         return _listed(place)
