@@ -11,8 +11,9 @@ from collections.abc import Generator
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
-# Else every process that a test starts compiles all of torch anew, which takes it longer than all the rest
+# Else this process and every one that a test starts compile all of torch anew, which takes longer than all the rest
 os.environ["PYTHONDONTWRITEBYTECODE"] = ""
+sys.dont_write_bytecode = False
 
 from pathlib import Path
 

