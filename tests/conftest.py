@@ -11,16 +11,18 @@ from collections.abc import Generator
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
-# Else this process and every one that a test starts compile all of torch anew, which takes longer than all the rest
+# Else every process that a test starts compiles all of torch anew, which takes it longer than all the rest
 os.environ["PYTHONDONTWRITEBYTECODE"] = ""
-sys.dont_write_bytecode = False
 
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 STORED_VIDEOS = "VIDTRAIN_TEST_VIDEOS"  # environment variable with a folder: see stored_videos.py
+VIDEOS_PREFIX = "vidtrain-test-videos-"
 gc.disable()  # until `pytest_collection` has ended
+sys.dont_write_bytecode = False  # nor does this process compile all anew
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -43,8 +45,26 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 def pytest_configure(config: pytest.Config) -> None:
     """Makes the folder of videos that all tests share; xdist's workers inherit it."""
     if STORED_VIDEOS not in os.environ:
-        os.environ[STORED_VIDEOS] = tempfile.mkdtemp(prefix="vidtrain-test-videos-")
+        remove_left_videos()
+        os.environ[STORED_VIDEOS] = tempfile.mkdtemp(prefix=f"{VIDEOS_PREFIX}{os.getpid()}-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(STORED_VIDEOS)))
+
+
+def remove_left_videos() -> None:
+    """Removes the folders of videos of test runs that were killed: their names hold the numbers of their processes."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{VIDEOS_PREFIX}[1-9]*-*"):
+        try:
+            os.kill(int(folder.name.removeprefix(VIDEOS_PREFIX).partition("-")[0]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)  # another run may remove it, too
+        except (ValueError, OverflowError, PermissionError):  # not a name of ours; a process of another user
+            continue
+
+
+def leave_unsynced(file: int | IO) -> None:
+    """What tests write need not outlive a power cut: a file system waits 3 ms for the disk when it is asked to flush a
+    file, and as long again when that file is removed. Programs that are started as `python -m` flush as ever."""
+    os.fstat(file if isinstance(file, int) else file.fileno())  # it must be open, as ever
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,6 +78,7 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
 
     remember()
     store_videos()
+    os.fsync = leave_unsynced
     try:
         return (yield)
     finally:
