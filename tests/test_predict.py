@@ -417,6 +417,12 @@ def test_every_mistake_of_a_call_is_told_at_once(tmp_path):
     assert len(found) == 14
 
 
+def test_a_run_among_the_videos_is_taken_for_the_checkpoint_that_is_missing(tmp_path):
+    (tmp_path / "run.json").touch()
+    (found,) = faults(f"videos=[{tmp_path},gone.mp4]")
+    assert found.startswith("checkpoint: must be given: ") and f"checkpoint={tmp_path}" in found
+
+
 def test_what_must_be_given_and_what_has_no_effect(tmp_path):
     assert [fault.split(":")[0] for fault in faults()] == ["checkpoint", "videos"]
     found = faults(f"checkpoint={tmp_path}", "videos=[]", "windows.length=2", "out=a.json", "render=true")

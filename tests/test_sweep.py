@@ -239,7 +239,7 @@ def test_the_objective_is_never_that_of_test(tmp_path):
     (tmp_path / "trial.json").write_text(
         json.dumps({"number": 0, "folder": "0", "overrides": [], "sweep": "s", "pruning": None})
     )
-    with pytest.raises(UserError, match="val and test share 1 videos, such as c"):
+    with pytest.raises(UserError, match="val and test share 1 video, such as c"):
         sweep_trial.check_objective(tmp_path, splits)
     sweep_trial.check_objective(tmp_path, {**splits, "test": Split("d")})
     sweep_trial.check_objective(tmp_path, {"train": Split("a"), "val": Split("b")})

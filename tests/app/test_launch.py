@@ -149,7 +149,7 @@ def test_settings_of_a_source_are_tried_before_anything_is_read():
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        (r"init_from=_g(\d+)_", r"""( and ) has a special meaning in its grammar; .* write 'init_from="_g(\d+)_"'"""),
+        (r"init_from=_g(\d+)_", r"""( and ) have a special meaning in its grammar; .* write 'init_from="_g(\d+)_"'"""),
         ("init_from=lr=3/best.pt", """= has a special meaning in its grammar; .* write 'init_from="lr=3/best.pt"'"""),
         ("init_from=caf\xe9.pt", "\xe9 has a special meaning in its grammar"),
         ("dataset.flip=;", "; has a special meaning in its grammar"),
@@ -198,6 +198,14 @@ def test_several_values_need_a_sweep():
     found = find_faults("train", ["seed=1,2"], check.check_run, sweeps=False)
     assert found == [("override 'seed=1,2'", "seed", "several values, 1,2: to start a run for each, add -m; for a "
                       "list, write 'seed=[1,2]'; for one text, write 'seed=\"1,2\"'")]  # fmt: skip
+
+
+def test_a_path_without_a_key_is_told_its_key(tmp_path):
+    from vidtrain import evaluate, split
+
+    for name, key, check_of in (("split", "path", split.check), ("evaluate", "checkpoint", evaluate.check)):
+        found = find_faults(name, [str(tmp_path)], check_of)
+        assert found[0][1:] == (str(tmp_path), f"is a path without a key: write {quoted(key, str(tmp_path))}")
 
 
 def test_a_program_names_no_group_that_it_does_not_take():

@@ -34,7 +34,7 @@ def test_others_read_it_without_us(tmp_path):
 
 def test_what_is_damaged_is_named(tmp_path):
     path = tmp_path / "embeddings.npz"
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="no such file or folder; python -m vidtrain.embed"):
         Embeddings.open(str(tmp_path))
     made().save(path)
     whole = path.read_bytes()

@@ -161,7 +161,7 @@ def test_a_file_of_as_many_bytes_is_known_by_the_index(start, data, console, tmp
     os.utime(path, (1, 1))
     start()
     (line,) = console.lines
-    assert line.startswith("warning: train: 1 files have the same size as when the run was started, but another")
+    assert line.startswith("warning: train: 1 file of the same size as when the run was started, but with another")
     from vidtrain.data.decoding.metadata import file_digest
 
     known = {"red": b"", "der": file_digest([str(path)])}

@@ -153,7 +153,16 @@ def test_main_rank_prints_to_standard_output(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    "value, text", [(0.123456, "0.1235"), (3e-5, "3e-05"), (12, "12"), ("full", "full"), (None, "-")]
+    "value, text",
+    [
+        (0.123456, "0.1235"),
+        (3e-5, "3e-05"),
+        (12, "12"),
+        (11284.6, "11285"),
+        (2.5e7, "2.5e+07"),
+        ("full", "full"),
+        (None, "-"),
+    ],
 )
 def test_format_value(value, text: str):
     assert format_value(value) == text

@@ -33,6 +33,7 @@ from vidtrain.config.overrides import (
     parsed,
     parses,
     positional_to_override,
+    quoted,
     search_path,
 )
 from vidtrain.config.references import put_published, to_list
@@ -277,6 +278,9 @@ def _explain(
     """What is wrong with a refused override, as (key, reason), with a suggestion if a known name is similar."""
     key, equals, value = override.lstrip("+~").partition("=")
     if not key or not (equals or override.startswith("~")):
+        path_keys = [name for name in ("checkpoint", "path") if name in cfg]
+        if path_keys and Path(override).exists():
+            return override, f"is a path without a key: write {quoted(path_keys[0], override)}"
         return override, f"is not an override: write key=value or group=option{suggest(override, list(cfg))}"
     if not parses(override):
         return key, explain_grammar(key, value)

@@ -154,9 +154,10 @@ def explain_grammar(key: str, value: str) -> str:
         return f"{key!r} is not the name of a key or a group"
     special = [character for character in dict.fromkeys(value) if not _stands_for_itself(character)]
     special_text = " and ".join(special) or value[0]
+    has = "have" if len(special) > 1 else "has"
     bracket_hint = " is a bracket or a quote not closed?" if value[0] in "[{\"'" else ""
     return (
-        f"Hydra cannot read '{value}':{bracket_hint} {special_text} has a special meaning in its grammar; to set "
+        f"Hydra cannot read '{value}':{bracket_hint} {special_text} {has} a special meaning in its grammar; to set "
         f"exactly this text, write {quoted(key, value)}"
     )
 

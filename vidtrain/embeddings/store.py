@@ -118,7 +118,8 @@ class Embeddings:
                 names = [field.name for field in fields(cls) if field.name != "encoder"]
                 embeddings = cls(**{name: file[name] for name in names}, encoder=about["encoder"])
         except FileNotFoundError as error:
-            raise UserError(f"{path}: there is no such file; {REMEDY}") from error
+            why = "there is no such file or folder; python -m vidtrain.embed makes embeddings"
+            raise UserError(f"{path}: {why}") from error
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} holds no embeddings, or is damaged ({error}); {REMEDY}") from error
         embeddings._check(path)

@@ -116,7 +116,7 @@ def read_torch_file(path: Path, lazy: bool = False) -> Any:
     run code.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint {path} is not a file")
+        raise UserError(f"checkpoint {path} is not a file{'' if path.exists() else ': there is nothing at this path'}")
     try:
         with open(path, "rb") as file:
             payload = _load(file, path, lazy)

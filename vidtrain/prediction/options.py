@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vidtrain.build.checkpoint_loader import changed_config, check_checkpoint
+from vidtrain.config.overrides import quoted
 from vidtrain.config.schemas import PredictConfig, WindowSettings
 from vidtrain.config.targets import check_settings, check_targets, suggest
 from vidtrain.errors import UserError
@@ -65,6 +66,9 @@ def _check_places(cfg: DictConfig) -> list[tuple[str, str]]:
     elif not _places(cfg):
         faults.append(("videos", "the list is empty"))
     else:
+        runs = [place for place in _places(cfg) if (Path(place) / "run.json").is_file()]
+        if runs and OmegaConf.is_missing(cfg, "checkpoint"):
+            return [("checkpoint", f"must be given: {quoted('checkpoint', runs[0])}, as this is the folder of a run")]
         faults += [("videos", why) for why in _find(tuple(_places(cfg)), cfg.frame_rate)[1]]
     if cfg.out is not None:
         out = Path(cfg.out)

@@ -20,7 +20,7 @@ from vidtrain.data.stores.places import absolute, common_folder, is_url, relativ
 from vidtrain.errors import pluralize
 from vidtrain.evaluation.calibrated import UNSURE, Calibration
 from vidtrain.files.atomic import Ledger, strict_json, write_text_atomic
-from vidtrain.files.escaping import csv_text, shown, shown_lines
+from vidtrain.files.escaping import csv_text, first_lines, shown, shown_lines
 from vidtrain.prediction import pictures
 from vidtrain.prediction.run import (
     Failure,
@@ -391,6 +391,6 @@ def write_predictions(
     if reader.failures:
         unread = {failure.path for failure in reader.failures}
         where = f"; all are in {out / 'failures.csv'}" if out is not None and outputs.folders else ""
-        lines = [f"{shown(failure.path)}: {shown(failure.cause)}" for failure in reader.failures[:MAX_NAMED]]
+        causes = [f"{shown(failure.path)}: {shown(failure.cause)}" for failure in reader.failures]
         what = f"{len(unread)} of {pluralize(len(reader.paths), 'video')} could not be read, or not wholly{where}"
-        fail("\n  ".join([what, *lines]), status=EXIT_UNREAD)
+        fail("\n  ".join([what, *first_lines(causes, MAX_NAMED)]), status=EXIT_UNREAD)

@@ -13,7 +13,7 @@ from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.metadata import file_digest
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.manifest.split_records import SplitChanges, SplitRecord, split_changes
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.files.atomic import JsonLines, read_json
 from vidtrain.files.escaping import shown, shown_some
 from vidtrain.runs.attempts import last_step
@@ -181,6 +181,7 @@ def _warn_of_touched(compared: Mapping[str, SplitChanges], console: "Console") -
     for split, changes in compared.items():
         if changes.touched:
             console.warn(
-                f"{split}: {len(changes.touched)} files have the same size as when the run was started, but another "
-                f"modification time, such as {shown(changes.touched[0])}; their content cannot be compared any more"
+                f"{split}: {pluralize(len(changes.touched), 'file')} of the same size as when the run was started, but "
+                f"with another modification time, such as {shown(changes.touched[0])}; their content cannot be "
+                "compared any more"
             )

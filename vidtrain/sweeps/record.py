@@ -334,8 +334,8 @@ def check_objective(folder: Path, splits: Mapping[str, "Manifest"]) -> None:
     shared = set(splits["val"].paths) & set(splits["test"].paths)
     if shared:
         raise UserError(
-            f"val and test share {len(shared)} videos, such as {min(shared)}: a sweep selects a trial by val, whose "
-            "test metrics would then be of the same videos. Hold val out of train, such as with "
+            f"val and test share {pluralize(len(shared), 'video')}, such as {min(shared)}: a sweep selects a trial by "
+            "val, whose test metrics would then be of the same videos. Hold val out of train, such as with "
             "dataset.source.val=train or dataset.source.val_share=0.1"
         )
 

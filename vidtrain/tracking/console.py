@@ -214,10 +214,13 @@ def make_console(is_main: bool, stderr: bool = False) -> Console | NullConsole:
 
 
 def format_value(value: Shown) -> str:
-    """A float with four significant digits, "-" for None, any other value as it is."""
+    """A float with four significant digits (below a million without an exponent), "-" for None, any other value as it
+    is."""
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def format_seconds(seconds: float | None) -> str:

@@ -162,4 +162,4 @@ def test_warnings_come_each_time(tmp_path, caplog):
     for _ in range(2):
         caplog.clear()
         open_manifests(source, tmp_path / "index")
-        assert caplog.messages == [f"train lists 1 videos more than once, such as {tmp_path}/a.mp4"]
+        assert caplog.messages == [f"train lists 1 video more than once, such as {tmp_path}/a.mp4"]

@@ -86,7 +86,7 @@ def test_subset():
     ("records", "classes", "message"),
     [
         (RECORDS, [], "names no classes"),
-        ([], ["jump"], "holds no videos of its 1 classes"),
+        ([], ["jump"], "holds no videos of its 1 class"),
         (RECORDS, ["jump"], r"b\.mp4: label 1 is outside 0\.\.0"),
         ([Record("a.mp4", -1, "a")], ["jump"], r"a\.mp4: label -1 is outside"),
         ([RECORDS[0], Record("m.mp4", 0, "m", (0, 1))], ["jump"], r"m\.mp4: label 1 is outside"),

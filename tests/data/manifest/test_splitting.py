@@ -143,7 +143,7 @@ def test_group_patterns():
     assert groups_by(r"_g(\d+)_", names) == ["01", "25"]
     assert groups_by(r"v_(\w+)_g(\d+)_", names) == ["Diving/01", "Swing/25"]
     assert groups_by(r"_g\d+_", names) == ["_g01_", "_g25_"]
-    with pytest.raises(UserError, match="1 of 2 names, such as x.avi"):
+    with pytest.raises(UserError, match="every video; it is not in 1 of 2, such as x.avi"):
         groups_by(r"_g(\d+)_", [names[0], "x.avi"])
     with pytest.raises(UserError, match="is no regular expression"):
         groups_by("(", [])

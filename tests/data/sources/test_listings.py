@@ -181,7 +181,7 @@ def test_val_can_be_held_out(listing):
         ("path,label\n", {}, "train.csv lists no videos"),
         ("\n \n", {}, "train.csv holds no lines"),
         ("a.mp4,run\na.mp4,jump\n", {}, "train lists videos more than once, with different labels"),
-        ("other.mp4,run\n", {}, "1 videos are in both train and val: /v/other.mp4"),
+        ("other.mp4,run\n", {}, "both train and val hold 1 video: /v/other.mp4"),
     ],
 )  # fmt: skip
 def test_names_the_line_at_fault(listing, text, settings, message):
@@ -274,7 +274,7 @@ def test_a_header_of_folders_is_not_taken_for_one(listing, header):
 
 
 def test_one_path_in_two_ways_is_one_video(listing):
-    with pytest.raises(UserError, match="1 videos are in both train and val"):
+    with pytest.raises(UserError, match="both train and val hold 1 video"):
         listing("a1,run\na2,walk\n", "a1/,run\n", frame_rate=10.0).manifests()
 
 
@@ -394,3 +394,16 @@ def test_floats_with_a_gap_are_still_integers(listing, gap, why):
 def test_a_float_among_integers_is_a_fault(listing):
     with pytest.raises(UserError, match="csv:2: label '0.5' is no integer"):
         listing("a.mp4,0\nb.mp4,0.5\n").manifests()
+
+
+def test_a_folder_that_is_not_there_is_named_by_its_setting(tmp_path):
+    source = Listing(train=f"{tmp_path}/gone/train.csv", val=f"{tmp_path}/gone/val.csv", test=None)
+    with pytest.raises(UserError, match="gone/train.csv: there is no such file, and no such folder; dataset.folder"):
+        source.manifests()
+
+
+def test_a_group_pattern_must_be_found_in_every_path(listing):
+    lines = "".join(f"{name}.mp4,run\n" for name in "abcde")
+    with pytest.raises(UserError, match="must be found in the path of every video; it is not in 5 of 5, such") as why:
+        listing(lines, group_pattern="x").manifests()
+    assert "c.mp4" in str(why.value) and "d.mp4" not in str(why.value)

@@ -70,7 +70,7 @@ def test_parts_must_fit(listing):
         Mixture({"one": one, "two": Part(listing("two", "a b,run c\n", val_share=0))}).manifests()
     with pytest.raises(UserError, match="no part of the mixture has a val split"):
         Mixture({"two": Part(listing("two", "a.mp4,run\n", val_share=0))}).manifests()
-    with pytest.raises(UserError, match="both train and val: /v/b.mp4"):
+    with pytest.raises(UserError, match="both train and val hold 1 video: /v/b.mp4"):
         two = listing("two", "/v/b.mp4,run\n", val_share=0)
         Mixture({"one": Part(listing("one", "a.mp4,run\n", "/v/b.mp4,run\n")), "two": Part(two)}).manifests()
 

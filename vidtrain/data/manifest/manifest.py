@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, overload
 import numpy as np
 
 from vidtrain.data.manifest.columns import CHUNK, OWN_PATH, Columns, ColumnsBuilder, Strings
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.files.atomic import replacing
 from vidtrain.files.escaping import is_utf8, shown_some
 
@@ -85,7 +85,7 @@ class Manifest(Sequence[Record]):
         if twice:
             raise UserError(f"the dataset names a class more than once: {', '.join(twice)}")
         if not len(self.columns):
-            raise UserError(f"the dataset holds no videos of its {len(self.classes)} classes")
+            raise UserError(f"the dataset holds no videos of its {pluralize(len(self.classes), 'class')}")
         self._check_labels()
 
     def _check_labels(self) -> None:

@@ -15,12 +15,13 @@ import numpy as np
 from vidtrain.data.manifest.columns import OWN_PATH
 from vidtrain.data.manifest.manifest import NO_UTF8, Manifest, Record, check_same_classes
 from vidtrain.data.stores.files import ask_statuses, exists
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, pluralize
 from vidtrain.files.escaping import is_utf8, shown, shown_some
 
 SPLITS = ("train", "val", "test")
 SAMPLED = 20  # files of a split whose existence is checked before a run starts
 NAMED = 8  # files named in a message
+MISSED = 3  # paths without a group that are named in a message
 
 logger = logging.getLogger(__name__)
 
@@ -192,8 +193,11 @@ def groups_by(pattern: str | None, names: Sequence[str]) -> list[str] | None:
     groups = [(name, group_in(pattern, name)) for name in names]
     missed = [name for name, group in groups if group is None]
     if missed:
-        some = ", ".join(missed[:NAMED])
-        raise UserError(f"{setting} is not found in {len(missed)} of {len(names)} names, such as {some}")
+        some = ", ".join(missed[:MISSED])
+        raise UserError(
+            f"{setting} must be found in the path of every video; it is not in {len(missed)} of {len(names)}, such as "
+            f"{some}"
+        )
     return [group for _, group in groups if group is not None]
 
 
@@ -281,7 +285,8 @@ def _check_repeated(split: str, manifest: Manifest, hashes: np.ndarray) -> None:
             "keep one, or give several labels in one field (dataset.source.label_separator)"
         )
     if twice:
-        logger.warning("%s lists %d videos more than once, such as %s", split, len(set(twice)), twice[0])
+        repeated = pluralize(len(set(twice)), "video")
+        logger.warning("%s lists %s more than once, such as %s", split, repeated, twice[0])
 
 
 def _check_shared(first: str, second: str, manifests: Mapping[str, Manifest], hashes: Mapping[str, np.ndarray]) -> None:
@@ -292,12 +297,11 @@ def _check_shared(first: str, second: str, manifests: Mapping[str, Manifest], ha
     files = sorted(here.keys() & there.keys())
     same = [path for path in files if any(overlap(a, b) for a in here[path] for b in there[path])]
     if same:
-        raise UserError(
-            f"{len(same)} videos are in both {first} and {second}: {shown_some(same, NAMED)}; remove them from one"
-        )
+        videos = pluralize(len(same), "video")
+        raise UserError(f"both {first} and {second} hold {videos}: {shown_some(same, NAMED)}; remove them from one")
     if files:
-        message = "%d files are in both %s and %s, in different parts, such as %s"
-        logger.warning(message, len(files), first, second, files[0])
+        message = "both %s and %s hold %s in different parts, such as %s"
+        logger.warning(message, first, second, pluralize(len(files), "file"), files[0])
 
 
 class Cut(Protocol):
@@ -325,8 +329,9 @@ def _warn_of_shared_groups(first: str, second: str, manifests: Mapping[str, Mani
     for part, known in zip(columns, names, strict=True):
         codes = [code for code, name in enumerate(known) if name in set(shared)]
         counts.append(int(np.isin(np.asarray(part.groups), codes).sum()))
-    message = "%d groups are in both %s (%d videos) and %s (%d videos), such as %s: their videos may be alike"
-    logger.warning(message, len(shared), first, counts[0], second, counts[1], shared[0])
+    message = "both %s (%s) and %s (%s) hold %s, such as %s: their videos may be alike"
+    videos = [pluralize(count, "video") for count in counts]
+    logger.warning(message, first, videos[0], second, videos[1], pluralize(len(shared), "group"), shared[0])
 
 
 # --- statistics of splits ---------------------------------------------------------------------------------

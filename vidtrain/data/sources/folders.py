@@ -76,7 +76,7 @@ class ClassFolders:
 
     def _existing_root(self) -> Path:
         if not Path(self.root).is_dir():
-            raise UserError(f"no dataset folder {self.root}; {self._layout()}")
+            raise UserError(f"no dataset folder {self.root}; {self._layout()}; dataset.source.root sets it")
         return Path(self.root)
 
     def _read(self, folder: Path, split: str | None) -> Manifest:

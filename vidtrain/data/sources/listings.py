@@ -62,8 +62,10 @@ def _listed_file(split: str, name: str) -> str:
     try:
         file_status(name)
     except FileNotFoundError as error:
-        without = f"; without one, say {WITHOUT[split]}" if split in WITHOUT else ""
-        raise UserError(f"dataset.source.{split}={name}: there is no such file{without}") from error
+        hint = f"; without one, say {WITHOUT[split]}" if split in WITHOUT else ""
+        if not is_url(name) and not os.path.isdir(os.path.dirname(name) or "."):
+            hint = ", and no such folder; dataset.folder names it, and python -m vidtrain.split makes one"
+        raise UserError(f"dataset.source.{split}={name}: there is no such file{hint}") from error
     except OSError as error:
         raise UserError(f"dataset.source.{split}={name}: {error.strerror}") from error
     return name

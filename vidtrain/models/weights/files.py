@@ -170,7 +170,7 @@ def _shards(index: Path) -> list[str]:
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The metadata and the tensors of a file. Raises `UserError` if it is absent or damaged."""
     if not path.is_file():
-        raise UserError(f"checkpoint {path} is not a file")
+        raise UserError(f"checkpoint {path} is not a file{'' if path.exists() else ': there is nothing at this path'}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
