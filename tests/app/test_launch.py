@@ -138,7 +138,7 @@ def test_clip_and_data_tell_all_their_faults():
 def test_settings_of_a_source_are_tried_before_anything_is_read():
     found = faults("dataset=hmdb51", "dataset.source.fold=7", "optimizer.lr=-1")
     assert found[0] == (
-        "override 'dataset.source.fold=7': dataset.source.fold: 7: choose 1, 2 or 3, or null to split anew"
+        "override 'dataset.source.fold=7': dataset.source.fold: 7: choose 1, 2 or 3, or null for a new split"
     )
     assert "optimizer: Invalid learning rate" in found[1]
     assert "parts: Cannot merge DictConfig with ListConfig" in faults("dataset=mixture", "dataset.source.parts=[]")[0]

@@ -101,7 +101,7 @@ def test_other_training_data_are_refused_by_name(start, data, console):
         f"  train: 1 replaced by another file: {data}/train/red/1.mp4 (6 -> 7 bytes)\n"
         f"  val: 1 replaced by another file: {data}/val/red/0.mp4 (3 -> 7 bytes)\n"
         "Put them back, or start a new run (init_from takes the weights of this one). To continue with the changed "
-        "data, say data.allow_changed=true; data_changes.jsonl then records the differences"
+        "data, set data.allow_changed=true; data_changes.jsonl then records the differences"
     )
     assert not changed_in_mid_run(start.folder)
     start(allowed=True)
@@ -193,6 +193,6 @@ def test_evaluating_other_data(start, data, console):
     assert hold()["counts"] == {"replaced by another file": 1}
     assert console.lines[0].startswith("warning: val is not what it was when the run in")
     (data / "train/red/0.mp4").write_bytes(b"another")
-    with pytest.raises(UserError, match="say allow_changed=true"):
+    with pytest.raises(UserError, match="allow_changed=true"):
         hold("train")
     assert hold("train", allowed=True)["counts"] == {"replaced by another file": 1}

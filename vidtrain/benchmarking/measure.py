@@ -315,7 +315,7 @@ class Meter:
         with self.batches(self.workers) as batches:
             with self._shown("warming up", self.cfg.warmup) as advance:
                 time_compute(phase, next(batches), self.cfg.warmup, 0, 1, advance)
-            # Drop what was read ahead meanwhile: it would make the first steps seem faster than the others
+            # Drop the batches that were read ahead: they would make the first steps seem faster than the others
             for _ in range(whole(PREFETCH * self.workers, self.cfg.trainer.accumulation)):
                 next(batches)
             return self.rate(self.steps(phase, batches, self.cfg.steps))

@@ -15,7 +15,7 @@ from vidtrain.files.atomic import read_json, sha256
 FORMAT = "vidtrain-calibration/1"
 STORED = "as stored"  # the weights in the entry "model" of a checkpoint
 UNSURE = "unsure"  # the answer where no class reaches its threshold
-AGAIN = "calibrate it again, or say calibrated=false to go without"
+AGAIN = "calibrate it again, or set calibrated=false to go without"
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ def save_onnx(program: ExportedProgram, path: Path, opset: int, metadata: Mappin
     written = exported.model.opset_imports[""]
     if written != opset:
         raise UserError(
-            f"opset={opset} cannot express all layers of this model, which need opset {written}; say opset={written}"
+            f"opset={opset} cannot express all layers of this model, which need opset {written}; set opset={written}"
         )
     exported.model.metadata_props.update(metadata)
     if sum(tensor.nbytes for tensor in program.state_dict.values()) > TOO_BIG_FOR_ONE_FILE:

@@ -367,5 +367,5 @@ def check_out_layers(layers: Sequence[int] | None, depth: int) -> None:
     if layers is not None and layers[-1] != depth - 1:
         raise UserError(
             f"model.encoder.out_layers={list(layers)} must end with the last block, {depth - 1}; to leave out the "
-            f"blocks after {layers[-1]}, say model.encoder.depth={layers[-1] + 1}."
+            f"blocks after {layers[-1]}, set model.encoder.depth={layers[-1] + 1}."
         )

@@ -175,7 +175,7 @@ def class_number(name: str | None, classes: Sequence[str], path: Path) -> int | 
         return None
     spelled = one_spelling(name)
     if spelled not in classes:
-        raise UserError(f"heat_class={name} is no class of {path}{suggest(spelled, list(classes))}")
+        raise UserError(f"heat_class={name} is not a class of {path}{suggest(spelled, list(classes))}")
     return classes.index(spelled)
 
 

@@ -57,7 +57,7 @@ def heat_kind(
     elif not kinds:
         why = "the model's head sees one token, which has no place"
     else:
-        why = "it needs an attentive pooler, and the model's head is another; say heat=grad_cam"
+        why = "it needs an attentive pooler, and the model's head is another; set heat=grad_cam"
     if wanted == "auto" and heat_class is None:
         return (kinds[0], "") if kinds else (None, why)
     kind = "grad_cam" if wanted == "auto" else wanted

@@ -53,7 +53,7 @@ def begin(
         raise UserError(
             f"the data are not those that the run in {folder} was started with:\n  {lines}\n"
             "Put them back, or start a new run (init_from takes the weights of this one). To continue with the changed "
-            f"data, say {ALLOW}; {CHANGES} then records the differences"
+            f"data, set {ALLOW}; {CHANGES} then records the differences"
         )
     if differing:
         console.warn(
@@ -93,7 +93,7 @@ def hold_evaluated(
     if decides(split, changes) and not allowed:
         raise UserError(
             f"{split} is not what it was when the run in {folder} was started:\n  {lines}\n"
-            "Put it back, name other data with dataset=, or say allow_changed=true: the evaluation then records it"
+            "Put it back, name other data with dataset=, or set allow_changed=true: the evaluation then records it"
         )
     console.warn(f"{split} is not what it was when the run in {folder} was started:\n  {lines}")
     return changes_record(changes)

@@ -79,7 +79,7 @@ def check_geometry(geometry: EvalGeometry, settings: ExportSettings) -> None:
     graphs = [name for name in settings.formats or () if name in GRAPHS]
     if graphs and isinstance(geometry, WholeFrame):
         raise UserError(
-            f"the model is evaluated on whole frames of any size, but {' and '.join(graphs)} need a fixed size: say "
+            f"the model is evaluated on whole frames of any size, but {' and '.join(graphs)} need a fixed size: set "
             "formats=[safetensors]"
         )
 

@@ -73,7 +73,7 @@ def publish(
         parts += [] if layout.encoder is None else [ENCODER]
         if not parts:
             raise UserError(
-                f"formats: {name} has no place for a frozen teacher, nor for an encoder alone: say formats=[original]"
+                f"formats: {name} has no place for a frozen teacher, nor for an encoder alone: set formats=[original]"
             )
         for part in parts:
             path = out / _file_name(format, part)

@@ -193,7 +193,7 @@ def _count(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
 
 
 def _layer_name(encoder: Encoder, layer: nn.Module) -> str:
-    """The layer's name in the encoder. A layer that is no submodule of the encoder gets the names of its parts."""
+    """The layer's name in the encoder. A layer that is not a submodule of the encoder gets the names of its parts."""
     names = {module: name for name, module in encoder.named_modules()}
     if layer in names:
         return names[layer]

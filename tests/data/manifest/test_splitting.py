@@ -145,5 +145,5 @@ def test_group_patterns():
     assert groups_by(r"_g\d+_", names) == ["_g01_", "_g25_"]
     with pytest.raises(UserError, match="every video; it is not in 1 of 2, such as x.avi"):
         groups_by(r"_g(\d+)_", [names[0], "x.avi"])
-    with pytest.raises(UserError, match="is no regular expression"):
+    with pytest.raises(UserError, match=r"group_pattern='\('"):
         groups_by("(", [])

@@ -157,7 +157,7 @@ class TestBadInput:
         path = Shards(str(tmp_path / "s")).manifests()["train"].paths[0]
         with open(tmp_path / "s" / "train-000000.tar", "ab") as file:
             file.write(bytes(512))
-        with pytest.raises(UserError, match="copy both anew"):
+        with pytest.raises(UserError, match="copy both again"):
             VideoIndex(None).info(path)
         (tmp_path / "s" / "train-000000.tar.index").write_bytes(b"{}")
         with pytest.raises(UserError, match="damaged"):

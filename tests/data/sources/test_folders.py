@@ -118,6 +118,5 @@ def test_links_that_lead_back_are_not_followed(tmp_path):
 def test_files_that_are_passed_over_are_counted(tmp_path, caplog):
     root = plant(tmp_path, "train/a/1.mp4", "train/a/1.txt", "train/2.mp4", "train/a/.x", "val/a/1.mp4")
     ClassFolders(root).manifests()
-    assert caplog.messages == [
-        f"2 files in {root}/train skipped, as no video in the folder of a class, such as {root}/train/2.mp4"
-    ]
+    (message,) = caplog.messages
+    assert message.startswith(f"2 files in {root}/train ") and message.endswith(f"such as {root}/train/2.mp4")

@@ -127,7 +127,7 @@ class TestBadInput:
     def test_a_cut_file(self, tmp_path, end):
         pack(tmp_path / "x.tar", {"run/a.mp4": VIDEO, "run/b.mp4": VIDEO})
         os.truncate(tmp_path / "x.tar", end)
-        with pytest.raises(UserError, match=r"x\.tar is cut"):
+        with pytest.raises(UserError, match=r"x\.tar is incomplete"):
             packed_samples(str(tmp_path / "x.tar"), SUFFIXES, ["cls"])
 
     def test_a_compressed_or_damaged_file(self, tmp_path):
@@ -145,7 +145,7 @@ class TestBadInput:
     def test_settings(self, tmp_path):
         with pytest.raises(UserError, match=r"dataset\.source\.labels=xml"):
             Shards(str(tmp_path), labels="xml")
-        with serving(tmp_path) as store, pytest.raises(UserError, match="numbers|no names"):
+        with serving(tmp_path) as store, pytest.raises(UserError, match="URL/train-"):
             Shards(store.url).manifests()
 
     def test_a_json_without_a_label(self, tmp_path):

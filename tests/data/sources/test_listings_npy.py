@@ -61,7 +61,7 @@ def test_labels_default_to_0_and_may_be_names(save):
         (VARIABLE, "holds Python objects"),
         (np.array([["a"], ["b"]]), r"must hold one row of text; it holds <U1 of shape \[2, 1\]"),
         (np.array([1, 2]), "must hold one row of text; it holds int64"),
-        (np.array(["a", ""]), "entry 1 is no path but empty"),
+        (np.array(["a", ""]), "entry 1 is empty"),
         (np.array([], dtype="<U4"), "lists no videos"),
         (np.array(["a", "b", "c"]), "train.npy holds 3 paths, .*labels.npy 2 labels"),
     ],
@@ -88,7 +88,7 @@ def test_bad_labels_and_files(save, tmp_path):
     with pytest.raises(UserError, match="labels.npy: entry 1: label '-1'"):
         NpyListing(train=paths, train_labels=save("labels", np.array([0, -1])), val_share=0).manifests()
     (tmp_path / "text.npy").write_text("no array")
-    with pytest.raises(UserError, match="text.npy (is no array|holds Python)"):
+    with pytest.raises(UserError, match="text.npy (is not an array|holds Python)"):
         NpyListing(train=str(tmp_path / "text.npy"), val_share=0).manifests()
     with pytest.raises(UserError, match="none.npy: there is no such file"):
         NpyListing(train="none.npy", val_share=0).manifests()

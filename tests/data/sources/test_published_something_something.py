@@ -69,7 +69,7 @@ def test_missing_videos(something, tmp_path):
         ({"labels": {"a": "0", "b": "2"}}, "labels.json: its classes must be numbered 0 to 1"),
         ({"labels": {"a": "x"}}, "labels.json: the numbers of classes must be integers"),
         ({"labels": ["a"]}, "labels.json must hold an object of numbers by label"),
-        ({"labels": "{"}, "labels.json is no JSON"),
+        ({"labels": "{"}, "labels.json is not"),
         ({"train": {"id": "11"}}, "train.json must hold a list of videos"),
         ({"train": [{"id": "11"}]}, "train.json: entry 0 lacks id or template"),
         ({"val": [{"id": "13", "template": "Eating [something]"}]}, "val: video 13 has the label 'Eating something'"),

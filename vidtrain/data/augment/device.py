@@ -282,5 +282,5 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Te
     if labels.ndim == 1:
         return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
     if labels.shape[1] != num_classes:
-        raise ValueError(f"labels of {labels.shape[1]} classes where there are {num_classes}")
+        raise ValueError(f"labels have {labels.shape[1]} classes, not {num_classes}")
     return labels.float() * (1 - smoothing) + smoothing / 2

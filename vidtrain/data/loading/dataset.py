@@ -34,7 +34,7 @@ from vidtrain.data.stores.files import RemoteFile, ask_status, in_store
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
 
-# What a worker has asked for and not yet decoded
+# Requested from stores by a worker and not yet decoded
 MOST_CLIPS = 32
 MOST_BYTES = 64 << 20
 
@@ -64,8 +64,8 @@ class Sample(NamedTuple):
 
 
 class StoreUse(NamedTuple):
-    """What a batch took of stores: seconds of reading, those of them that were waiting for a store, requests, bytes,
-    and videos that were fetched whole for what is in them, where parts do not tell."""
+    """A batch's use of stores: seconds of reading, those of them spent waiting for a store, requests, bytes,
+    and videos that were fetched whole for their metadata."""
 
     seconds: float = 0.0
     waited: float = 0.0
@@ -96,7 +96,7 @@ def draw(*key: int) -> np.random.Generator:
 
 
 class Plan(NamedTuple):
-    """What a sample is read from: the `views` of a video, their `size`, and the seeds of what is drawn later."""
+    """How a sample is read: the `views` of its video, their `size`, and the seeds of later augmentation."""
 
     video: VideoInfo
     views: list[View]
@@ -260,13 +260,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-# --- asking stores for the bytes of the next samples while others are decoded; files on disk need none of it ---
+# --- requesting the bytes of later samples from stores, while others are decoded ---
 
 
 class ReadAhead:
-    """The samples that a process will read, in their order, and the files of those that are asked for.
+    """The samples in stores that a process will read, in order; the bytes of the next ones are requested already.
 
-    A video that no index knows yet is not asked for: it is looked at when its turn comes.
+    The bytes of a video without metadata in the index cannot be requested; its metadata is read in its turn. Files on
+    disk are ignored.
     """
 
     def __init__(self) -> None:
@@ -274,16 +275,16 @@ class ReadAhead:
         self._asked: OrderedDict[SampleKey, tuple[Plan, RemoteFile]] = OrderedDict()
 
     def expect(self, dataset: VideoDataset, keys: Sequence[SampleKey]) -> None:
-        """Says which samples come behind those that are expected."""
+        """Appends samples to those that are expected."""
         for key in keys:
             path = dataset.manifest.paths[key.record]
             if in_store(path):
-                with suppress(UserError):  # a protocol that is not installed: reading it in its turn says so
+                with suppress(UserError):  # a protocol that is not installed: reading the sample raises it again
                     ask_status(path)
                     self._expected.append(key)
 
     def ask(self, dataset: VideoDataset) -> None:
-        """Asks for as many of the next samples as there is room for. Never waits."""
+        """Requests as many of the next samples as there is room for, without waiting."""
         while self._expected and len(self._asked) < MOST_CLIPS and self._bytes() < MOST_BYTES:
             key = self._expected[0]
             record = dataset.manifest[key.record]
@@ -295,14 +296,14 @@ class ReadAhead:
                 continue
             try:
                 plan = dataset.plan(record, (dataset.seed, *key), video)
-            except (EmptyCut, UserError):  # which reading it in its turn says again
+            except (EmptyCut, UserError):  # reading the sample raises it again
                 continue
             file = RemoteFile(record.path)
             expect_views(file, video, plan.views)
             self._asked[key] = plan, file
 
     def take(self, key: SampleKey) -> tuple[Plan, RemoteFile] | None:
-        """What was asked for of a sample; None where nothing was. Those before it are not read any more."""
+        """The plan and the requested file of a sample, or None. Forgets the samples before it."""
         if key in self._expected:
             while self._expected.popleft() != key:
                 pass

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 PREFETCH = 4  # batches for each worker that are read and not yet used, or being read
 PINNED_AHEAD = 2  # batches
 WHOLE = (
-    "%d of the first %d videos were fetched whole from their store to find out what is in them, as others like them "
-    "will be, once each: parts tell that of MP4 files only, without fragments or fields; "
+    "%d of the first %d videos were fetched whole from their store to read their metadata, as others like them "
+    "will be, once each: only MP4 files without fragments and fields need no more than parts of them; "
     "python -m vidtrain.prepare makes such copies"
 )
 START_METHOD: StartMethod = "fork"  # shares the manifest's memory and takes milliseconds
@@ -181,7 +181,7 @@ class Loader:
                 yield batch
 
     def _say_whole(self, batch: Batch) -> None:
-        """Says once that videos were fetched whole for what is in them: how many of those that were read so far."""
+        """Warns once that videos were fetched whole for their metadata, and how many of those read so far."""
         self._seen += len(batch.indices)
         if batch.store.whole and not self._told:
             self._told = True

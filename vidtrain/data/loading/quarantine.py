@@ -115,7 +115,7 @@ class Quarantine:
         elif not self._ledger.lacks_room:
             raise UserError(f"cannot write {self._ledger.path}: {self._ledger.trouble}")
         elif not self._warned:
-            what = "it waits in memory; free some space, or a resumed run finds out anew what ended workers"
+            what = "it waits in memory; free some space, or a resumed run reads the files again that ended workers"
             log.warning("cannot write %s (%s): %s", self._ledger.path, self._ledger.trouble, what)
             self._warned = True
 
@@ -142,7 +142,7 @@ def _entries(path: Path) -> list[Entry]:
             entries.append(Entry(**json.loads(line)))
         except (ValueError, TypeError):
             # an incomplete line of a killed process: its file will be found again
-            log.warning("%s: skipping a line that is no entry: %s", path, line[:200])
+            log.warning("%s: skipping a line that is not an entry: %s", path, line[:200])
     return entries
 
 

@@ -275,7 +275,7 @@ def guarded(
             for item in islice(waiting, num_workers - busy):
                 workers.give(item)
                 busy += 1
-            yield from results  # with the workers busy meanwhile
+            yield from results  # while the workers continue
             if not busy:
                 return
             events = workers.collect(TICK)

@@ -122,7 +122,7 @@ class SplitRecord:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile,
                 zlib.error) as error:  # fmt: skip
             raise UserError(
-                f"{path}, which says what the data of the run were, cannot be read ({error}): put a good copy in its "
+                f"{path}, the record of the run's data, cannot be read ({error}): put a good copy in its "
                 "place, or delete it, and nothing is compared with it"
             ) from error
 

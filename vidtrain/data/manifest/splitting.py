@@ -61,7 +61,7 @@ def complete(manifests: dict[str, Manifest], val_share: float | None, seed: int)
     if val_share is not None and "val" in manifests:
         raise UserError(f"dataset.source.val_share={val_share}, but dataset.source.val is given; unset one")
     if val_share is None and "val" not in manifests:
-        raise UserError("there is no val split to select on: give one, or dataset.source.val_share=0.1")
+        raise UserError("there is no val split to select on: give one, or set dataset.source.val_share=0.1")
     if val_share:
         manifests = hold_out(manifests, val_share, seed)
     check_splits(manifests)
@@ -189,7 +189,7 @@ def groups_by(pattern: str | None, names: Sequence[str]) -> list[str] | None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise UserError(f"{setting} is no regular expression: {error}") from error
+        raise UserError(f"{setting} is not a regular expression: {error}") from error
     groups = [(name, group_in(pattern, name)) for name in names]
     missed = [name for name, group in groups if group is None]
     if missed:

@@ -3,7 +3,7 @@
     folder/
       prepared.json     settings, versions, the common folder of the sources, counts
       ledger.sqlite     for every source: its size and time of modification, the settings, and what became of it
-      unreadable.csv    path and cause of the sources that there is no copy of
+      unreadable.csv    path and cause of the sources without a copy
       files/            the sources' tree below their common folder; the copy of a/b.avi is a/b.avi.mp4
 
 Sources are known by their path below the common folder, so a dataset that was moved is known again.
@@ -96,7 +96,7 @@ class PreparedCopy:
     def record(self, source: str, before: tuple[int, int], outcome: PrepareResult) -> None:
         """Stores the result for `source`, whose `signature` was `before` when its preparation started."""
         if outcome.cause:
-            self.target(source).unlink(missing_ok=True)  # of what it was when it could still be read
+            self.target(source).unlink(missing_ok=True)  # a copy from when the source could still be read
         result = (self._key, outcome.bytes, outcome.shift, outcome.cause)
         row = (os.fsencode(self._name(source)), *before, *result)
         with self._ledger() as ledger, ledger:
@@ -236,7 +236,7 @@ def encode_all(
     done = len(files) - len(waiting)
     if done:
         console.info(f"{done} of {len(files)} files are there already")
-    # read first, so that a file that changes meanwhile is prepared again the next time
+    # read first, so that a file that changes during copying is prepared again the next time
     before = {source: signature(source) or (0, 0) for source in waiting}
     jobs = [Job(source, copy.target(source), copy.settings, files[source], max_pixels) for source in waiting]
     read = written = unreadable = 0

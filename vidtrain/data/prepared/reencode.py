@@ -224,7 +224,7 @@ def _frames(video: VideoInfo) -> Iterator[av.VideoFrame]:
     ticks = np.array([time for time in times if time is not None])
     timed = len(ticks) == len(times) and (np.diff(ticks) > 0).all()
     if timed and time_base and not _same_times(ticks, time_base, video.ticks, video.tick):
-        raise DecodeError(video.path, "its frames do not come at the times that its packets say")
+        raise DecodeError(video.path, "the times of its decoded frames are not those of its packets")
 
 
 def _decoded(video: VideoInfo) -> Iterator[av.VideoFrame]:

@@ -2,7 +2,7 @@
 
     folder/
       train-000000.tar        the videos as they are, in the order of the split: 000000123/cat.mp4, and cat.json
-      train-000000.tar.index  what is known of them (stores/archives.py)
+      train-000000.tar.index  the metadata of the videos (stores/archives.py)
       train.csv               path,label,group of each record, where a path is that of a member: a listing
       shards.json             the classes, the splits, and bytes and videos of every tar file; written last
 
@@ -116,7 +116,7 @@ def look(path: str, index_file: Path, max_pixels: int) -> str:
 
 def write_shard(folder: Path, shard: Shard, index: VideoIndex) -> ShardIndex:
     """Writes a tar file and its index atomically, unless the existing ones have the same contents. Raises `UserError`
-    if they cannot be written, or a video has changed meanwhile."""
+    if they cannot be written, or a video changes during packing."""
     path = folder / shard.name
     beside = path.with_name(shard.name + INDEX_SUFFIX)
     if (known := _known(path, beside, shard)) is not None:
@@ -129,7 +129,7 @@ def write_shard(folder: Path, shard: Shard, index: VideoIndex) -> ShardIndex:
         with replacing_path(beside) as temporary:
             temporary.write_bytes(result.to_bytes())
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): say another out=") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}): choose another out=") from error
     return result
 
 
@@ -150,7 +150,7 @@ def _add(archive: tarfile.TarFile, video: Video, index: VideoIndex) -> Entry:
     if video.size:
         with opened_whole(video.source) as file:
             if file.length != video.size:
-                raise UserError(f"{video.source} has changed meanwhile; start again")
+                raise UserError(f"{video.source} has changed during packing; start again")
             archive.addfile(header, _Bytes(file))  # type: ignore[arg-type]  # it only reads
     else:
         archive.addfile(header)
@@ -189,8 +189,8 @@ def pack_dataset(
     """Packs all splits into `folder`; existing tar files are kept. Returns the tar files, and the videos that cannot be
     read, as (path, cause), which are packed unchanged.
 
-    `look_at` calls a function on every file, in processes that may crash. Raises `UserError` if a file has changed
-    meanwhile, or a file cannot be written.
+    `look_at` calls a function on every file, in processes that may crash. Raises `UserError` if a file changes
+    during packing, or a file cannot be written.
     """
     shards = planned(splits, size)
     sources = [video.source for shard in shards for video in shard.videos]

@@ -69,8 +69,8 @@ class ClassFolders:
         named_like_splits = [name for name in self.splits if (root / name).is_dir()]
         if named_like_splits:
             raise UserError(
-                f"{root} holds the folders {', '.join(named_like_splits)}: where it is split already, take "
-                "dataset.source.split back; where these are classes, say +dataset.source.splits=[]"
+                f"{root} holds the folders {', '.join(named_like_splits)}: if these are splits, remove "
+                "dataset.source.split; if they are classes, set +dataset.source.splits=[]"
             )
         return self._read(root, None)
 
@@ -107,12 +107,12 @@ class ClassFolders:
         for path in classes:
             name = one_spelling(path.name)
             if not name:
-                raise UserError(f"{path} names no class, as its name is invisible; rename the folder")
+                raise UserError(f"the name of {path} is invisible, so it cannot be a class; rename the folder")
             if name in videos:
                 logger.warning("the class %s of %s lies in two folders that are spelled alike", name, folder)
             videos.setdefault(name, []).extend(sorted(walk(path, self.suffixes, passed)))
         if passed:
-            message = "%s in %s skipped, as no video in the folder of a class, such as %s"
+            message = "%s in %s skipped, not being videos in a class folder, such as %s"
             logger.warning(message, pluralize(len(passed), "file"), folder, min(passed))
         return dict(sorted(videos.items()))
 
@@ -121,7 +121,7 @@ class ClassFolders:
             return f"expected {self.root}/<class>/<video>, to be split"
         return (
             f"expected {self.root}/{{{','.join(self.splits)}}}/<class>/<video>; "
-            "where classes are not split yet, say dataset.source.split=[0.8,0.1,0.1]"
+            "if the classes are not split yet, set dataset.source.split=[0.8,0.1,0.1]"
         )
 
 
@@ -189,7 +189,7 @@ def check_missing(missing: Sequence[str], total: int, root: str, max_share: floa
         return
     message = f"{len(missing)} of {total} annotated videos are not in {root}: {shown_some(missing, NAMED)}"
     if len(missing) > max_share * total:
-        raise UserError(f"{message}; to go on without them, say {allow}")
+        raise UserError(f"{message}; to continue without them, set {allow}")
     logger.warning("%s", message)
 
 
@@ -223,9 +223,9 @@ class FrameFolders:
         check_frame_rate(self.frame_rate)
         if (self.annotations is None) == (self.ground_truth is None):
             raise UserError("give one of dataset.source.annotations and dataset.source.ground_truth")
-        for key, what in (("classes", "names the classes"), ("group_pattern", "says the groups")):
+        for key, what in (("classes", "names the classes"), ("group_pattern", "names the groups")):
             if self.annotations is not None and getattr(self, key) is not None:
-                raise UserError(f"dataset.source.annotations {what}; take dataset.source.{key} back")
+                raise UserError(f"dataset.source.annotations {what}; remove dataset.source.{key}")
         shares_of(self.split)
         groups_by(self.group_pattern, [])
 
@@ -245,7 +245,7 @@ class FrameFolders:
         missing = self._missing(folders)
         kept = [row for row, folder in zip(rows, folders, strict=True) if folder not in missing]
         if not kept:
-            raise UserError(f"{path} lists no videos that there are in {self.root}")
+            raise UserError(f"none of the videos of {path} is in {self.root}")
         names, texts, groups = (
             [fields[column] for _, fields in kept] for column in ("folder_name", "label", "youtube_id")
         )
@@ -263,7 +263,7 @@ class FrameFolders:
             classes = in_order(content["categories"], path)
             splits = {split: list(map(self._record, content[split])) for split in SPLITS if split in content}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is no annotations file: {error!r}") from error
+            raise UserError(f"{path} is not an annotations file: {error!r}") from error
         absent = [split for split in ("train", "val") if split not in splits or not splits[split]]
         if absent:
             raise UserError(f"{path} lists no videos for {' and '.join(absent)}")

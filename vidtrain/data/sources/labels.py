@@ -118,7 +118,7 @@ class LabelReader:
             numbers = [int(float(text)) if is_integer(text) else 0 for text in texts]
             for place, text in enumerate(texts):
                 if not is_integer(text):
-                    why = f"label {text!r} is no integer, as others are (dataset.source.label_kind)"
+                    why = f"label {text!r} is not an integer, as others are (dataset.source.label_kind)"
                     complain(place, (self._several(text) or why) if text else "no label")
         self._seen.update(numbers)
         largest = len(self._classes) - 1 if self._settled else np.iinfo(np.int32).max
@@ -153,7 +153,7 @@ class LabelReader:
             return ""
         way = "this source takes one label a video, and dataset=listing several"
         if self._splits:
-            way = f"say 'dataset.source.label_separator=\"{separator}\"'"  # in both quotes, as a shell needs
+            way = f"set 'dataset.source.label_separator=\"{separator}\"'"  # in both quotes, as a shell needs
         looks = "is not among the classes given" if self._given else "looks like several"
         return f"label {text!r} {looks}: {way}, or, if it is one name, list it in dataset.source.classes"
 
@@ -173,7 +173,7 @@ class LabelReader:
             absent = (str(number) for number in range(largest) if number not in self._seen)
             raise UserError(
                 f"train has labels up to {largest}, but none of {largest + 1 - len(self._seen)} below it, such as "
-                f"{', '.join(islice(absent, NAMED))}: name all classes (dataset.source.classes), or say "
+                f"{', '.join(islice(absent, NAMED))}: name all classes (dataset.source.classes), or set "
                 "dataset.source.label_kind=names"
             )
         self._classes = tuple(str(number) for number in range(largest + 1))

@@ -119,10 +119,10 @@ def recognize(path: Path | str, layout: ListingFormat) -> Table:
         even = all(len(row) == cut.width for row in rows)  # otherwise reading reports it
         header = named or (even and _names_columns(rows, layout, path, line_1))
     if not header and cut.width > 2 and None in (layout.path_column, layout.label_column):
-        way = f", or say dataset.source.delimiter={LAST_SPACE} where paths hold spaces"
+        way = f", or set dataset.source.delimiter={LAST_SPACE} if paths contain spaces"
         spaces = way if cut.delimiter == " " else ""
         raise UserError(
-            f"{path}: line 1 has {cut.width} fields and does not name them: say which ones are the path and the label, "
+            f"{path}: line 1 has {cut.width} fields and does not name them: choose those of the path and the label, "
             "by number from 0, such as dataset.source.path_column=0 and dataset.source.label_column=1; or by name with "
             f"dataset.source.header=true; or quote fields that hold the delimiter{spaces}. {line_1}"
         )
@@ -145,7 +145,7 @@ def _names_columns(rows: list[list[str]], layout: ListingFormat, path: Path | st
         named = first.lower() in (*PATH_WORDS, *FOLDER_WORDS) or label.lower() in LABEL_WORDS
         if named or odd_path or (is_integer(next_label) and not label[:1].isdecimal()):
             raise UserError(
-                f"{path}: line 1 may be a header (names of columns) or a video: say dataset.source.header=true, and "
+                f"{path}: line 1 may be a header (names of columns) or a video: set dataset.source.header=true, and "
                 "which column holds what with dataset.source.path_column and dataset.source.label_column, or "
                 f"dataset.source.header=false. {line_1}"
             )
@@ -169,12 +169,12 @@ def _place(path: Path | str, which: str, column: Column, named: list[str] | None
         return usual
     fitting = [name for name in named if name.lower() in usual_names]
     if len(fitting) > 1:
-        raise UserError(f"{path} has the columns {' and '.join(fitting)}: say {setting}={fitting[0]}")
+        raise UserError(f"{path} has the columns {' and '.join(fitting)}: set {setting}={fitting[0]}")
     if not fitting and usual is not None:
         # a guess by position could confuse paths and labels
         raise UserError(
             f"{path}: line 1 is a header with the columns {', '.join(named)}, none of which is called "
-            f"{' or '.join(usual_names[:2])}: say {setting}=NAME, or, for a video, dataset.source.header=false"
+            f"{' or '.join(usual_names[:2])}: set {setting}=NAME, or, for a video, dataset.source.header=false"
         )
     return named.index(fitting[0]) if fitting else None
 
@@ -315,11 +315,11 @@ def _none_or_several(fitting: dict[str, int], line: str) -> str:
         return (
             " must hold two or more fields a line, such as a path and a label, and none of "
             f"{', '.join(DELIMITERS.values())} cuts its lines into fields, as many in each. Quote fields that hold "
-            f"the delimiter, or say dataset.source.delimiter={LAST_SPACE} where paths hold spaces. {line_1}"
+            f"the delimiter, or set dataset.source.delimiter={LAST_SPACE} if paths contain spaces. {line_1}"
         )
     names = [DELIMITERS[delimiter] if delimiter in DELIMITERS else delimiter for delimiter in fitting]
-    say = " or ".join(f"dataset.source.delimiter={name}" for name in names)
-    return f": its delimiter may be {' or '.join(names)}; say {say}. {line_1}"
+    settings = " or ".join(f"dataset.source.delimiter={name}" for name in names)
+    return f": its delimiter may be {' or '.join(names)}; set {settings}. {line_1}"
 
 
 def _usual_width(sample: Sequence[str], delimiter: str) -> int:

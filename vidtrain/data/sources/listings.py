@@ -62,7 +62,7 @@ def _listed_file(split: str, name: str) -> str:
     try:
         file_status(name)
     except FileNotFoundError as error:
-        hint = f"; without one, say {WITHOUT[split]}" if split in WITHOUT else ""
+        hint = f"; without one, set {WITHOUT[split]}" if split in WITHOUT else ""
         if not is_url(name) and not os.path.isdir(os.path.dirname(name) or "."):
             hint = ", and no such folder; dataset.folder names it, and python -m vidtrain.split makes one"
         raise UserError(f"dataset.source.{split}={name}: there is no such file{hint}") from error
@@ -147,7 +147,7 @@ def _times(
             try:
                 times.append(float(text) if text else math.nan)
             except ValueError:
-                complain(place, f"{text!r} is no time in seconds")
+                complain(place, f"{text!r} is not a time in seconds")
                 times.append(math.nan)
         return times
 
@@ -229,7 +229,7 @@ class NpyListing:
             part = slice(first, first + CHUNK)
             listed = _texts(paths[part])
             if not all(listed):
-                raise UserError(f"{path}: entry {first + listed.index('')} is no path but empty")
+                raise UserError(f"{path}: entry {first + listed.index('')} is empty, not a path")
             numbers, _ = labels.read(_texts(values[part]), complain)
             groups = groups_by(self.group_pattern, listed)
             builder.extend([os.path.normpath(folder / name) for name in listed], numbers, groups)
@@ -245,7 +245,7 @@ def _label_array(path: Path) -> np.ndarray:
         whole = (labels == np.floor(labels)) & (np.abs(labels) < 2.0**31)
     if not whole.all():
         place = int(np.flatnonzero(~whole)[0])
-        raise UserError(f"{path}: entry {place}: label {labels[place]} is no integer")
+        raise UserError(f"{path}: entry {place}: label {labels[place]} is not an integer")
     return labels.astype(np.int64)
 
 
@@ -263,7 +263,7 @@ def _load(path: Path, kinds: str) -> np.ndarray:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, EOFError) as error:
         if "allow_pickle" not in str(error) and "Python objects" not in str(error):
-            raise UserError(f"{path} is no array that NumPy can load: {error}") from error
+            raise UserError(f"{path} is not an array that NumPy can load: {error}") from error
         raise UserError(
             f"{path} holds Python objects, and loading those may run code. Where you trust it, save it again as "
             f"text: np.save({path.name!r}, np.load({path.name!r}, allow_pickle=True).astype(np.str_))"

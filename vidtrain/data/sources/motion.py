@@ -103,7 +103,7 @@ class Motion:
         if (root / MARKER).is_file():  # another process made it while this one waited for the lock
             return
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise UserError(f"{root} exists and is no motion dataset (no {MARKER}); choose another root")
+            raise UserError(f"{root} exists and is not a motion dataset (no {MARKER}); choose another root")
         started = time.perf_counter()
         logger.info("making the motion dataset: %d videos in %s", self._count(), root)
         # under the lock, so these are files of a killed process

@@ -88,7 +88,7 @@ class OfficialSplits(ABC):
 
     def __post_init__(self) -> None:
         if self.fold not in (None, 1, 2, 3):
-            raise UserError(f"dataset.source.fold={self.fold}: choose 1, 2 or 3, or null to split anew")
+            raise UserError(f"dataset.source.fold={self.fold}: choose 1, 2 or 3, or null for a new split")
         if self.val not in ("train", "test"):
             raise UserError(f"dataset.source.val={self.val}: choose train (val_share of it), or test")
 
@@ -103,7 +103,7 @@ class OfficialSplits(ABC):
         manifests = _located(listed, classes, self.root, *allow)
         check_splits(manifests)
         if self.val == "test":
-            logger.warning("val is the test split: what is selected on it is reported too high on it")
+            logger.warning("val is the test split: metrics of the checkpoint that is selected on it are too high")
             return {**manifests, "val": manifests["test"], "test": manifests["test"]}
         return hold_out(manifests, self.val_share, self.seed)
 
@@ -271,8 +271,8 @@ def _kinetics_fault(fields: dict[str, str], codes: dict[str, int]) -> str | None
     try:
         start, end = float(fields["time_start"]), float(fields["time_end"])
     except ValueError:
-        return f"{fields['time_start']!r} to {fields['time_end']!r} are no seconds"
-    return None if 0 <= start < end < math.inf else f"{start:g} to {end:g} s is no part of a video"
+        return f"{fields['time_start']!r} to {fields['time_end']!r} are not times in seconds"
+    return None if 0 <= start < end < math.inf else f"{start:g} to {end:g} s is not a part of a video"
 
 
 def _kinetics_folders(split: str, label: str) -> list[str]:

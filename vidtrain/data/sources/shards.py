@@ -105,7 +105,7 @@ class Shards:
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}): pack the dataset again, or copy it anew") from error
+            raise UserError(f"{path} is damaged ({error}): pack the dataset again, or copy it again") from error
         return head
 
     def _check_shards(self, sizes: dict[str, int]) -> None:
@@ -119,10 +119,12 @@ class Shards:
                 faults.append(f"{path}: {error.strerror}")
                 continue
             if size != sizes[name]:
-                faults.append(f"{path} has {size} bytes, not {sizes[name]}: it is cut, compressed, or another")
+                faults.append(
+                    f"{path} has {size} bytes, not {sizes[name]}: it is incomplete, compressed, or another file"
+                )
         if faults:
             count = f"{len(faults)} of {len(sizes)} tar files are not those of {HEAD}"
-            raise UserError(f"{count}: {shown_some(faults, 5)}; copy them anew")
+            raise UserError(f"{count}: {shown_some(faults, 5)}; copy them again")
 
     # --- tar files from elsewhere ------------------------------------------------------------------------------
 
@@ -141,9 +143,9 @@ class Shards:
         paths = sorted(path for path in found if path.endswith(".tar"))
         if not paths:
             raise UserError(
-                f"dataset.folder={self.folder} has neither {HEAD} nor a tar file{why}: say one that python -m "
-                "vidtrain.prepare shards=1GiB out=FOLDER has packed a dataset into, or one with tar files; where a "
-                "store lists no names, say 'dataset.folder=\"URL/train-{000000..000127}.tar\"'"
+                f"dataset.folder={self.folder} has neither {HEAD} nor a tar file{why}: name a folder of tar files, "
+                "such as one from python -m vidtrain.prepare shards=1GiB out=FOLDER; if a store cannot list its names, "
+                "set 'dataset.folder=\"URL/train-{000000..000127}.tar\"'"
             )
         return paths
 

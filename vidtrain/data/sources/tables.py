@@ -15,7 +15,7 @@ from vidtrain.files.escaping import plain_cell
 
 DELIMITERS = {",": "comma", "\t": "tab", " ": "space", ";": "semicolon", "::": "::"}
 LAST_SPACE = "last_space"  # fields are split at spaces from the right: the first field may contain spaces
-# A byte-order mark says how a file is encoded. Without one, UTF-16 shows by its zero bytes.
+# A byte-order mark tells the encoding of a file. Without one, UTF-16 is recognized by its zero bytes.
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -74,7 +74,7 @@ def open_text(path: Path | str) -> TextIO:
         with file:
             return io.StringIO(file.read().decode(encoding), newline=None)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no {encoding.upper()}, as it seems: {error}; save it as UTF-8") from error
+        raise UserError(f"{path} looks like {encoding.upper()}, but is not valid: {error}; save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -95,7 +95,7 @@ def read_json(path: Path | str) -> Any:
         try:
             return json.load(file)
         except ValueError as error:
-            raise UserError(f"{path} is no JSON: {error}") from error
+            raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
 def numbered_lines(path: Path | str) -> Iterator[tuple[int, str]]:

@@ -1,11 +1,11 @@
-"""Where the bytes of videos lie: plain files, members of tar files, and objects behind URLs, read by ranges.
+"""Reads the bytes of videos: plain files, members of tar files, and objects behind URLs, of which ranges are read.
 
 Read places.py first.
 
-places.py       what a path names, as text alone
-objects.py      size, version and bytes of objects behind URLs; tries, waits, and what counts as lost
-archives.py     tar files: the index beside one, and what is in one that others have packed
-outlines.py     MP4 files without their pictures, from which an index is made
-cache.py        whole videos, kept on this machine
-files.py        one face for all places: what readers of a file need
+places.py       the paths of videos, as text: files, URLs, members of tar files
+objects.py      size, version and bytes of objects behind URLs, with retries and time limits
+archives.py     tar files: the index beside one, and the samples in one from another program
+outlines.py     MP4 files without their pictures, from which metadata is read
+cache.py        whole videos, cached on this machine
+files.py        one interface for all these places
 """

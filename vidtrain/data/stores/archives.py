@@ -1,11 +1,11 @@
-"""Tar files: what others have packed is found by reading little more than headers, and what `vidtrain.prepare` has
-packed by the index beside it, NAME.tar.index.
+"""Tar files. The members of those from `vidtrain.prepare` are listed in an index beside each, NAME.tar.index. In those
+from other programs, members are found by reading little more than their headers.
 
-Names in foreign ones are those of WebDataset: what belongs to one sample has a name in common up to its first dot.
+Other programs' files follow WebDataset: the members of one sample share their name up to its first dot.
 
-An index is a line of JSON (format of the entries, bytes of the tar file, what it was made of, and of each member its
-name, first byte, bytes and bytes of its entry), then the entries one after the other. An entry is what `decoding.index`
-keeps of a video; an unreadable video has none.
+An index is a line of JSON, followed by the entries of all members. The line has the format of the entries, the size of
+the tar file, a digest of what was packed, and for each member its name, first byte, size, and the size of its entry. An
+entry is the metadata that `decoding.index` stores of a video; an unreadable video has none.
 """
 
 import io
@@ -23,13 +23,13 @@ from vidtrain.data.stores.places import Member, is_url
 from vidtrain.errors import UserError
 
 INDEX_SUFFIX = ".index"
-WINDOW = 16 << 10  # bytes that are read where a header is: what follows small members is among them
-LARGEST_TEXT = 1 << 20  # bytes of a member that says something of a video
+WINDOW = 16 << 10  # bytes that are read at a header; they include the headers of small members after it
+LARGEST_TEXT = 1 << 20  # bytes of a member with a text, such as a label
 _NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]*)", re.DOTALL)
 
 
 class Entry(NamedTuple):
-    """What is known of a member of a tar file: `entry` as `decoding.index.pack` gives it, or nothing."""
+    """A member of a tar file; `entry` is its metadata from `decoding.index.pack`, or empty."""
 
     name: str
     begin: int
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 
 class ShardIndex(NamedTuple):
-    """`size` is that of the tar file (bytes); `made_of` changes with what was packed into it."""
+    """The index of a tar file. `size` is that of the tar file in bytes; `made_of` is a digest of what was packed."""
 
     format: str
     size: int
@@ -52,7 +52,7 @@ class ShardIndex(NamedTuple):
 
     @classmethod
     def of_bytes(cls, data: bytes) -> "ShardIndex":
-        """The inverse of `to_bytes`. Raises `ValueError` for what it did not make."""
+        """The inverse of `to_bytes`. Raises `ValueError` for other bytes."""
         line, _, rest = data.partition(b"\n")
         try:
             head = json.loads(line)
@@ -61,20 +61,20 @@ class ShardIndex(NamedTuple):
                 entries.append(Entry(str(name), int(begin), int(length), rest[at : at + size]))
                 at += size
             if at != len(rest):
-                raise ValueError(f"{len(rest)} bytes of entries where there should be {at}")
+                raise ValueError(f"its entries have {len(rest)} bytes and not {at}")
             return cls(str(head["format"]), int(head["size"]), str(head["made_of"]), entries)
         except (KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"it is no index of a tar file ({error})") from error
+            raise ValueError(f"it is not the index of a tar file ({error})") from error
 
     def paths(self, archive: str) -> Iterator[tuple[str, Entry]]:
-        """The path of each member of the tar file `archive`, and what is known of it."""
+        """The path of each member of the tar file `archive`, and its entry."""
         for entry in self.entries:
             yield Member(archive, *entry[:3]).path, entry
 
 
 def read_shard_index(archive: str) -> ShardIndex | None:
-    """The index beside the tar file `archive`; None where there is none. Raises `OSError`, and `UserError` where it is
-    damaged or that of another file."""
+    """The index beside the tar file `archive`; None if there is none. Raises `OSError`, and `UserError` if it is
+    damaged or belongs to another file."""
     path = archive + INDEX_SUFFIX
     try:
         file_status(path)
@@ -85,18 +85,18 @@ def read_shard_index(archive: str) -> ShardIndex | None:
     try:
         index = ShardIndex.of_bytes(data)
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): copy it anew, or delete it") from error
+        raise UserError(f"{path} is damaged ({error}): copy it again, or delete it") from error
     size = file_status(archive).size
     if index.size != size:
         raise UserError(
-            f"{archive} has {size} bytes, and {path} is that of one of {index.size}: copy both anew, as one is cut "
-            "or of another time"
+            f"{archive} has {size} bytes, and {path} belongs to a file of {index.size}: one of them is incomplete or "
+            "of another version; copy both again"
         )
     return index
 
 
 class PackedSample(NamedTuple):
-    """A video in a tar file, by its path, and the texts beside it by their ending, such as cls or json."""
+    """The path of a video in a tar file, and the texts of its sample by their extension, such as cls or json."""
 
     key: str
     video: str
@@ -104,7 +104,7 @@ class PackedSample(NamedTuple):
 
 
 class _Window(io.RawIOBase):
-    """A file as `tarfile` takes it, of which a little is read at a time."""
+    """A file for `tarfile`, which reads little of it at a time."""
 
     def __init__(self, read: Callable[[int, int], bytes], length: int):
         self._read, self.length = read, length
@@ -141,9 +141,9 @@ def _opened(archive: str) -> Iterator[_Window]:
 
 
 def packed_samples(archive: str, endings: Sequence[str], beside: Sequence[str]) -> list[PackedSample]:
-    """The videos of a tar file, which are its members with one of `endings`, in their order, with the texts of members
-    that end on one of `beside`. Raises `UserError` where it cannot be read, is compressed, cut or damaged, or a sample
-    has two videos."""
+    """The videos of a tar file in its order, each with the texts of its sample. Videos are members with one of
+    `endings`, texts those with an extension in `beside`. Raises `UserError` if the file cannot be read, is compressed,
+    incomplete or damaged, or if a sample has two videos."""
     try:
         with _opened(archive) as window, tarfile.TarFile(fileobj=window) as file:  # type: ignore[arg-type]
             samples = _samples(archive, window, file, tuple(endings), beside)
@@ -151,7 +151,7 @@ def packed_samples(archive: str, endings: Sequence[str], beside: Sequence[str]) 
             if window.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError(f"there is no header at byte {file.offset}")
     except tarfile.TarError as error:
-        raise UserError(f"{archive} is cut, compressed or no tar file ({error})") from error
+        raise UserError(f"{archive} is incomplete, compressed or no tar file ({error})") from error
     except OSError as error:
         raise UserError(f"{archive} cannot be read: {error.strerror or error}") from error
     return samples
@@ -167,7 +167,7 @@ def _samples(
         if not member.isreg() or name is None:
             continue
         if member.offset_data + member.size > window.length:
-            raise tarfile.ReadError("it is cut")
+            raise tarfile.ReadError(f"{member.name} ends after the end of the file")
         key, ending = name[1], name[2].lower()
         if f".{ending}".endswith(endings):
             if key in videos:

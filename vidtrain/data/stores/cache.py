@@ -1,7 +1,9 @@
-"""Whole videos from stores, kept on a disk of this machine for all its processes; the least recently used go first.
+"""A cache of whole videos from stores, on a disk of this machine, shared by all its processes. The least recently used
+videos are removed first.
 
-A file's name is a hash of the path, size and version of the object, and it appears when it is whole: a crash leaves a
-temporary file, which is removed a day later. Whoever has read a file keeps it open while another process removes it.
+The name of a file is a hash of path, size and version of the object. A file gets its name when it is complete: a crash
+leaves a temporary file, which is removed a day later. A process can still read a file that another process removes, as
+it keeps the file open.
 """
 
 import fcntl
@@ -33,28 +35,28 @@ _UNITS = {
     "ti": 2**40,
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", re.IGNORECASE)
-LARGEST = 0.1  # of the cache: larger videos are not kept
-LOOKED_AFTER = 0.01  # of the cache: bytes after which a process looks whether it is full
-LEFT = 0.95  # of the cache, once it was full
-STALE_SECONDS = 86_400  # a temporary file that nobody writes any more
+LARGEST = 0.1  # a larger video, as a share of the cache's size, is not kept
+LOOKED_AFTER = 0.01  # after writing this share of its size, a process checks whether the cache is full
+LEFT = 0.95  # a full cache is reduced to this share of its size
+STALE_SECONDS = 86_400  # the age at which a temporary file counts as left behind
 
 
 def bytes_in(text: str) -> int:
-    """The bytes of a size such as 500GiB, 1.5 GB or 1000000. Raises `UserError` for what is none, or no byte."""
+    """The bytes of a size such as 500GiB, 1.5 GB or 1000000. Raises `UserError` for other texts, and below one byte."""
     match = _SIZE.fullmatch(text.strip())
     size = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
     if size < 1:
-        raise UserError(f"{text!r} is no size; write it as 500MB, 1GiB or 2TiB")
+        raise UserError(f"{text!r} is not a size; write it as 500MB, 1GiB or 2TiB")
     return size
 
 
 class Cache:
-    """Up to about `size` bytes in `folder`. Raises `UserError` where that cannot be written."""
+    """A cache of about `size` bytes at most, in `folder`. Raises `UserError` if the folder cannot be written."""
 
     def __init__(self, folder: Path, size: int):
         self._folder = folder
         self._size = size
-        self._added = size  # the first file looks how full it is
+        self._added = size  # so that the cache is checked after the first file
         self._warned = False
         check_links(folder)
         try:
@@ -66,14 +68,14 @@ class Cache:
             ) from error
 
     def opened(self, key: tuple[str, int, int], fill: Callable[[BinaryIO], object]) -> BinaryIO | None:
-        """The file of an object of this path, size and version, which `fill` writes where it is not there yet.
+        """The file of the object with this path, size and version; `fill` writes it if it is not in the cache.
 
-        None where it is too large, or the disk is full. Raises what `fill` does.
+        None if it is too large, or the disk is full. Raises the exceptions of `fill`.
         """
         name = hashlib.blake2b(repr(key).encode(errors="surrogateescape"), digest_size=16).hexdigest()
         path = self._folder / name[:2] / name
         with suppress(FileNotFoundError):
-            file = open(path, "rb", buffering=0)  # noqa: SIM115  # who asked closes it
+            file = open(path, "rb", buffering=0)  # noqa: SIM115  # the caller closes it
             if os.fstat(file.fileno()).st_size == key[1]:
                 os.utime(path)
                 return file
@@ -94,7 +96,7 @@ class Cache:
             temporary.replace(path)
         except OSError as error:
             target.close()
-            if error.errno not in FULL:  # of the store, not of this disk
+            if error.errno not in FULL:  # an error of the store, not of this disk
                 raise
             self._warn(error)
             return None
@@ -113,7 +115,7 @@ class Cache:
         self._warned = True
 
     def _trim(self) -> None:
-        """Removes the files that were used longest ago, where there are too many; one process at a time."""
+        """Removes the least recently used files if the cache is full; one process at a time does so."""
         with open(self._folder / "lock", "r+b") as lock, suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             files = sorted(self._files())
@@ -126,11 +128,11 @@ class Cache:
                 total -= size
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """When each file was used last, its bytes, and itself; temporary files that nobody writes any more go."""
+        """(time of last use, bytes, path) of each file. Removes temporary files that were left behind."""
         for path in self._folder.glob("??/*"):
             try:
                 stat = path.stat()
-            except FileNotFoundError:  # another process has given it its final name
+            except FileNotFoundError:  # another process has renamed it
                 continue
             if not path.name.endswith(TEMPORARY):
                 yield stat.st_mtime, stat.st_size, path
@@ -142,7 +144,7 @@ _current: Cache | None = None
 
 
 def use_cache(folder: str | None, size: str) -> None:
-    """From now on, this process and those that it forks keep videos from stores in `folder`; None keeps none."""
+    """Sets the cache of this process and of those that it forks; with `folder` None, there is none."""
     global _current
     _current = None if folder is None else Cache(Path(folder), bytes_in(size))
 

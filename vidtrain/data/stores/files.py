@@ -1,8 +1,8 @@
-"""One face for all places that videos lie in: their status, ranges of their bytes, and what FFmpeg opens.
+"""One interface for all places that videos lie in: their status, ranges of their bytes, and what FFmpeg opens.
 
-A clip is read by ranges. What needs a file as a whole (what is in one that outlines.py does not know, its hash, a video
-whose packets cannot be read one by one) gets it in a file without a name, in the folder for temporary ones, which is
-gone with the next one.
+A clip is read by ranges. Some readers need a whole file: its hash, its metadata if outlines.py cannot read them, and
+videos whose packets cannot be read one by one. For them an object in a store is copied into a temporary file without a
+name, which is removed when the next object is copied.
 """
 
 import errno
@@ -24,33 +24,32 @@ from vidtrain.data.stores.objects import Range, Status, StoreError
 from vidtrain.data.stores.places import is_plain, is_url, member_of, name_of
 from vidtrain.errors import UserError
 
-# Ranges of a file on disk are read in one go, unless what lies between them is longer than they are and this many bytes
+# Ranges of a file on disk are read at once, unless the gaps between them exceed their own bytes by more than WASTE
 WASTE = 1 << 20
 MOST_AT_ONCE = 64 << 20
-# Of a store: few requests for a run of packets, beside the one for its status, and little that nobody needs
-MOST_REQUESTS = 2
-MOST_SURPLUS = 0.1  # of the bytes that are needed
-SMALL_GAP = 0.01  # of them: a gap that costs less than one more request, where the surplus is exceeded anyway
-IN_MEMORY = 32 << 20  # bytes of a whole object
+MOST_REQUESTS = 2  # to a store, for a run of packets; the request for its status is not counted
+MOST_SURPLUS = 0.1  # unneeded bytes from a store, as a share of the needed ones
+SMALL_GAP = 0.01  # as a share of the needed bytes: once the surplus is exceeded, such a gap costs less than a request
+IN_MEMORY = 32 << 20  # a whole object of at most so many bytes is held in memory
 
 
 class ByteRanges(Protocol):
     """A file whose packets are read."""
 
     def expect(self, runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Says what will be read, as the positions and sizes of the packets of each run."""
+        """Announces what will be read: the positions and sizes of the packets of each run."""
 
     def begin(self, positions: np.ndarray, sizes: np.ndarray) -> None:
-        """Says which run is read next."""
+        """Announces the run that is read next."""
 
     def read_at(self, begin: int, size: int) -> memoryview | bytes:
-        """Up to `size` bytes from `begin` on, fewer where the file ends. Raises `OSError`."""
+        """Up to `size` bytes from `begin` on, fewer at the end of the file. Raises `OSError`."""
 
     def close(self) -> None: ...
 
 
 class LocalFile:
-    """A file on disk, or `length` bytes from `offset` on of one."""
+    """A file on disk, or `length` bytes of it from `offset` on."""
 
     def __init__(self, file: BinaryIO, offset: int = 0, length: int | None = None):
         self._file = file
@@ -81,14 +80,14 @@ class LocalFile:
 
 
 class RemoteFile:
-    """An object in a store, or a member of a tar file there: what was expected is asked for at once and kept."""
+    """An object in a store, or a member of a tar file there. The expected ranges are requested at once and kept."""
 
     def __init__(self, path: str):
         member = member_of(path)
         self._url, self._offset = (member.archive, member.begin) if member else (path, 0)
         self._asked: list[tuple[list[Range], Future[list[bytes]]]] = []
         self._held: dict[int, bytes] = {}
-        self.size = 0  # bytes that were asked for
+        self.size = 0  # requested bytes
 
     def expect(self, runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         ranges = merged([packets for run in runs for packets in ranges_of(*run)], MOST_REQUESTS * len(runs))
@@ -130,12 +129,12 @@ def ranges_of(positions: np.ndarray, sizes: np.ndarray) -> list[Range]:
 
 
 def merged(ranges: Sequence[Range], most: int) -> list[Range]:
-    """The ranges to ask for so that `ranges` are among what comes, sorted: the shortest gaps between them are read as
-    well, as long as that is a tenth of what is needed, or more than `most` would be left.
+    """The sorted ranges to request, which cover `ranges`. The shortest gaps are requested too, until they are a tenth
+    of the needed bytes and at most `most` ranges remain.
 
-    Both bounds cannot hold where sound is more than a tenth of a file, as it lies between the pictures. Then `most`
-    does: at 20 ms a request takes as long as a megabyte at 50 MB/s. Of a file that is a fifth sound 1.25 times the
-    bytes of its packets are read, where 1.1 times would take 86 requests.
+    If sound, which lies between the pictures, is more than a tenth of a file, both bounds cannot hold. Then `most`
+    holds: a request of 20 ms takes as long as a megabyte at 50 MB/s. Of a file with a fifth of sound, 1.25 times the
+    bytes of its packets are read; 1.1 times would take 86 requests.
     """
     whole: list[list[int]] = []
     for begin, end in sorted(ranges):
@@ -162,7 +161,7 @@ def merged(ranges: Sequence[Range], most: int) -> list[Range]:
 
 @contextmanager
 def opened(path: str) -> Iterator[ByteRanges]:
-    """The file that `path` names, for reading ranges of it. Raises `OSError`."""
+    """Opens the file at `path` to read ranges of it. Raises `OSError`."""
     if in_store(path):
         file: RemoteFile | LocalFile = RemoteFile(path)
         try:
@@ -176,7 +175,7 @@ def opened(path: str) -> Iterator[ByteRanges]:
 
 @contextmanager
 def opened_whole(path: str) -> Iterator[LocalFile]:
-    """The file that `path` names, for reading all of it. Raises `OSError`."""
+    """Opens the file at `path` to read all of it. Raises `OSError`."""
     if is_url(path):
         cached = _from_cache(path)
         with nullcontext(_fetched(path)) if cached is None else cached as file:
@@ -188,7 +187,7 @@ def opened_whole(path: str) -> Iterator[LocalFile]:
             yield LocalFile(file)
             return
         if os.fstat(file.fileno()).st_size < member.begin + member.length:
-            raise StoreError(errno.EIO, f"{member.archive} is cut: {member.name} ends behind its end")
+            raise StoreError(errno.EIO, f"{member.archive} is cut off before the end of {member.name}")
         yield LocalFile(file, member.begin, member.length)
 
 
@@ -211,7 +210,7 @@ def _download(path: str, size: int, file: BinaryIO) -> None:
     file.flush()
 
 
-_last: list[tuple[str, Status, BinaryIO]] = []  # the object that was fetched last
+_last: list[tuple[str, Status, BinaryIO]] = []  # the object that was fetched last, or none
 
 
 def _fetched(path: str) -> LocalFile:
@@ -227,7 +226,7 @@ def _fetched(path: str) -> LocalFile:
 
 @contextmanager
 def standing_in(path: str, status: Status, file: BinaryIO) -> Iterator[None]:
-    """Meanwhile `file` is read in place of the whole object."""
+    """A context in which `file` is read in place of the whole object."""
     _last[:] = [(path, status, file)]
     try:
         yield
@@ -242,7 +241,7 @@ def nameless(size: int) -> BinaryIO:
 
 
 def file_status(path: str) -> Status:
-    """Bytes and version of the file that `path` names; of a member, the version of its tar file. Raises `OSError`."""
+    """Size and version of the file at `path`; a member has the version of its tar file. Raises `OSError`."""
     member = member_of(path)
     place = member.archive if member else path
     if is_url(place):
@@ -253,23 +252,23 @@ def file_status(path: str) -> Status:
     if member is None:
         return whole
     if whole.size < member.begin + member.length:
-        raise StoreError(errno.EIO, f"{member.archive} is cut: {member.name} ends behind its end")
+        raise StoreError(errno.EIO, f"{member.archive} is cut off before the end of {member.name}")
     return Status(member.length, whole.version)
 
 
 def in_store(path: str) -> bool:
-    """Whether clips of the file are asked for by ranges, from a store."""
+    """Whether clips of the file are read from a store, by ranges."""
     return is_url(path) and objects.serves_ranges(path) and current_cache() is None
 
 
 def ask_statuses(paths: Iterable[str]) -> None:
-    """Asks stores, all at once, for what `file_status` will be asked for."""
+    """Requests the status of all `paths` in stores at once, so that `file_status` has them sooner."""
     for path in filter(is_url, paths):
         ask_status(path)
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file. Raises `UserError` where a store does not say."""
+    """Whether the file exists. Raises `UserError` if its store cannot be asked."""
     if not is_url(path):
         member = member_of(path)
         return os.path.exists(member.archive if member else path)
@@ -278,18 +277,18 @@ def exists(path: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise UserError(f"{path} cannot be looked for: {error.strerror}") from error
+        raise UserError(f"whether {path} exists is not known: {error.strerror}") from error
     return True
 
 
 def ask_status(path: str) -> "Future[None]":
-    """Asks a store for what `known_status` then knows."""
+    """Requests the status of the file at `path`; when the future is done, `known_status` has it."""
     member = member_of(path)
     return objects.ask_status(member.archive if member else path)
 
 
 def known_status(path: str) -> Status | None:
-    """As `file_status`, where that is known of a store without asking it; None elsewhere, and of what failed."""
+    """As `file_status`, but None if a store would have to be asked, or if it failed."""
     member = member_of(path)
     if not is_url(path) or isinstance(objects.known_status(member.archive if member else path), Status):
         with suppress(OSError):
@@ -298,14 +297,14 @@ def known_status(path: str) -> Status | None:
 
 
 def open_binary(path: str) -> io.BufferedReader:
-    """A file to read from its beginning. Raises `OSError`."""
+    """Opens a file to read it from its beginning. Raises `OSError`."""
     if is_url(path):
         return io.BufferedReader(io.BytesIO(objects.read_whole(path)))  # type: ignore[arg-type]
     return open(path, "rb")
 
 
 class _Stream(io.RawIOBase):
-    """A file as FFmpeg takes it, which goes by the ending of its `name` too."""
+    """A file for FFmpeg, which also uses the extension of its `name`."""
 
     def __init__(self, file: LocalFile, name: str):
         self._file = file
@@ -334,9 +333,9 @@ class _Stream(io.RawIOBase):
 
 @contextmanager
 def opened_by_ffmpeg(path: str) -> Iterator[str | io.RawIOBase]:
-    """What `av.open` takes for the file that `path` names. Raises `OSError`."""
+    """What `av.open` takes for the file at `path`. Raises `OSError`."""
     if is_plain(path):
-        # an absolute path, as a colon in a relative one would stand behind a protocol
+        # absolute, as FFmpeg takes what precedes a colon in a relative path for a protocol
         yield os.path.abspath(path)
         return
     with opened_whole(path) as file:

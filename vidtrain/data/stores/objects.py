@@ -1,13 +1,13 @@
-"""Objects behind URLs: how large they are, which version, and ranges of their bytes.
+"""Objects behind URLs: their size, their version, and ranges of their bytes.
 
-fsspec speaks the protocols. What is asked of a store is ours: any number of requests at once, each with a time limit
-and a few tries, as stores answer late, in part, or with a 503 now and then. What fails in all raises `StoreError`.
+fsspec implements the protocols. This module makes the requests: any number at once, each with a time limit and several
+tries, as stores sometimes answer late, incompletely, or with status 503. If all tries fail, `StoreError` is raised.
 
-Over HTTP and from S3 a range is asked for of the version that was looked at, so that the next request notices a change.
-fsspec has no such question for other stores, which are looked at anew after `STATUS_SECONDS`: till then a clip may be
-of a changed object.
+Over HTTP and from S3, a range is requested of the version whose status is known, so a request notices that an object
+has changed. fsspec has no such request for other stores. Their status is requested again after `STATUS_SECONDS`; until
+then a clip may come from a changed object.
 
-Credentials are those of each client: ~/.netrc, AWS_PROFILE, the files and variables of fsspec. None is kept here.
+Credentials are those of each client: ~/.netrc, AWS_PROFILE, the files and variables of fsspec. None are stored here.
 """
 
 import asyncio
@@ -35,25 +35,25 @@ from vidtrain.files.folders import install_hint
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Range = tuple[int, int]  # the first byte, and the one behind the last
+Range = tuple[int, int]  # the first byte, and the one after the last
 
 TRIES = 6
 FIRST_WAIT = 0.5  # seconds before the second try, then twice as long each time
-REQUEST_SECONDS = 10.0  # for an answer, and one more for each so many bytes
+REQUEST_SECONDS = 10.0  # the time limit of a request, without the time for its bytes at the rate SLOWEST
 SLOWEST = 1 << 19  # bytes a second
-LIST_SECONDS = 600.0  # for the names of all objects in a folder
-STATUS_SECONDS = 300.0  # for which a process believes what a store said of an object
-FAILURE_SECONDS = 5.0  # ... or that it said nothing
-MOST_REMEMBERED = 100_000  # objects
-PART = 8 << 20  # bytes asked for at once of a whole object
+LIST_SECONDS = 600.0  # the time limit for the names of all objects in a folder
+STATUS_SECONDS = 300.0  # after so long, the status of an object is requested again
+FAILURE_SECONDS = 5.0  # the same, if the request failed
+MOST_REMEMBERED = 100_000  # objects whose status is remembered
+PART = 8 << 20  # bytes of one request for a part of a whole object
 PARTS_AT_ONCE = 4
-# What a range is asked with: the bytes as they lie, and credentials and proxies from where other clients take them
+# Ranges are requested without compression, with the credentials and proxies of the environment
 HEADERS = {"Accept-Encoding": "identity"}
 HTTP = {"headers": HEADERS, "client_kwargs": {"trust_env": True}}
 OPTIONS = {"http": HTTP, "https": HTTP}
-# Answers that asking again does not change
+# A request with one of these answers is not repeated
 FINAL_STATUS = {400, 401, 403, 404, 405, 410, 411, 414, 416, 451, 501}
-CHANGED = "%s has changed in the store: it is looked at anew"
+CHANGED = "%s has changed in the store; its new version is read"
 VERSIONS = (
     "VersionId", "ETag", "etag", "generation", "md5Hash", "Content-MD5", "Last-Modified", "LastModified",
     "last_modified", "mtime", "modified", "created",
@@ -61,15 +61,15 @@ VERSIONS = (
 
 
 class StoreError(OSError):
-    """A store that does not give what was asked for; `strerror` says why, in words."""
+    """A store did not answer a request; `strerror` says why, in words."""
 
 
 class ChangedError(StoreError):
-    """An object that is another one than when it was looked at."""
+    """An object has changed since its status was requested."""
 
 
 class Status(NamedTuple):
-    """Bytes of an object, and a number that changes when it does (of a plain file: when it was modified, in ns)."""
+    """Bytes of an object, and a number that changes with the object (for a plain file its modification time in ns)."""
 
     size: int
     version: int
@@ -81,8 +81,8 @@ FINAL = (
 
 
 class Use(NamedTuple):
-    """What a process has had of stores: seconds that it waited for them, requests, bytes of objects, and `whole`
-    videos that were fetched for what is in them, where parts do not tell."""
+    """How much a process has used stores: seconds that it waited, requests, bytes of objects, and `whole` videos that
+    were fetched for their metadata, as parts did not suffice."""
 
     waited: float = 0.0
     requests: int = 0
@@ -95,8 +95,9 @@ class Use(NamedTuple):
 
 @dataclass
 class _Look:
-    """A look at an object: its `status`, once the `future` is done, which holds `until` then; 0 where it was refused
-    meanwhile. Requests for ranges are asked with `same`, and so answered of the version that was seen alone."""
+    """A request for the status of an object. When the `future` is done, `status` is known; it is valid `until` a time,
+    which is 0 if a later request found that the object has changed. `same` are the headers of requests for ranges, with
+    which the store answers only for this version."""
 
     same: dict[str, str]
     status: Status | OSError | None = None
@@ -105,26 +106,26 @@ class _Look:
 
 
 _use = Use()
-_looks: dict[str, _Look] = {}  # the last one at each URL
+_looks: dict[str, _Look] = {}  # the last one for each URL
 _without_ranges: set[str] = set()  # stores
-_clients: dict[int, Any] = {}  # one that a forked process has inherited must not be closed there, as it would be
+_clients: dict[int, Any] = {}  # kept: in a forked process, one without references would be closed, and must not be
 _lock = threading.Lock()
 
 
 def used() -> Use:
-    """What this process has had of stores so far."""
+    """How much this process has used stores so far."""
     return _use
 
 
 def count(**more: float) -> None:
-    """Adds to what this process has had, by the names of `Use`."""
+    """Adds to the numbers of `used`, by the names of `Use`."""
     global _use
-    with _lock:  # of the thread that reads, and of the one that asks
+    with _lock:  # the thread that reads and the one of requests both count
         _use = _use._replace(**{name: getattr(_use, name) + value for name, value in more.items()})
 
 
 def status_of(url: str) -> Status:
-    """Size and version of the object at `url`. Raises `OSError` where there is none, or the store does not answer."""
+    """Size and version of the object at `url`. Raises `OSError` if there is none, or the store does not answer."""
     look = _looked(url)
     if look.status is None:
         waited(look.future)
@@ -135,17 +136,18 @@ def status_of(url: str) -> Status:
 
 
 def known_status(url: str) -> Status | OSError | None:
-    """What was found lately; None where nothing was."""
+    """The valid status of the object, or the error of the last request; None if neither is known."""
     return _looks[url].status if url in _looks and time.monotonic() < _looks[url].until else None
 
 
 def ask_status(url: str) -> "Future[None]":
-    """Asks for what `known_status` then knows. Raises `UserError` for a protocol that is not installed."""
+    """Requests the status; when the future is done, `known_status` has it. Raises `UserError` for a protocol that is
+    not installed."""
     return _looked(url).future
 
 
 def _looked(url: str) -> _Look:
-    """The look at `url` that is not over yet or still holds, or a new one."""
+    """The request for the status of `url` that runs or is still valid, or a new one."""
     earlier = _looks.get(url)
     if earlier is not None and (known_status(url) is not None or not earlier.future.done()):
         return earlier
@@ -153,14 +155,14 @@ def _looked(url: str) -> _Look:
     look = _Look(same=earlier.same if earlier else {})
 
     async def ask() -> None:
-        if earlier is not None:  # what a listing said once is out of date too
+        if earlier is not None:  # the status in an earlier listing is out of date too
             filesystem.invalidate_cache(path)
         try:
             info = await _tried(partial(_call, filesystem, "info", path), REQUEST_SECONDS)
             look.status, look.same = _status_in(url, info), _same_in(url, info)
         except OSError as error:
             look.status = error
-        before = earlier.status if earlier is not None and earlier.until else None  # what was refused is told of
+        before = earlier.status if earlier is not None and earlier.until else None  # until is 0 after a warning
         if isinstance(before, Status) and before != look.status:
             log.warning(CHANGED, masked(url))
         seconds = FAILURE_SECONDS if isinstance(look.status, OSError) else STATUS_SECONDS
@@ -177,7 +179,7 @@ def _status_in(url: str, info: dict[str, Any]) -> Status:
     if info.get("type") == "directory":
         raise StoreError(errno.EISDIR, "it is a folder")
     if not isinstance(info.get("size"), int):
-        raise StoreError(errno.EIO, "the store does not say how large it is, so parts of it cannot be asked for")
+        raise StoreError(errno.EIO, "the store does not report its size, so ranges of it cannot be read")
     if info.get("partial") is False:
         _note_without_ranges(url)
     label = next((str(info[key]) for key in VERSIONS if info.get(key)), "")
@@ -185,9 +187,9 @@ def _status_in(url: str, info: dict[str, Any]) -> Status:
 
 
 def _same_in(url: str, info: dict[str, Any]) -> dict[str, str]:
-    """What a request for a range says so that it is answered of this version alone."""
+    """The headers with which a store answers a request for a range only if the object still has this version."""
     tag, modified = str(info.get("ETag") or ""), info.get("Last-Modified")
-    if is_http(url) and tag.startswith('"'):  # a weak one, W/"...", matches nothing
+    if is_http(url) and tag.startswith('"'):  # a weak tag, W/"...", never matches
         return {"If-Match": tag}
     if is_http(url) and isinstance(modified, str):
         return {"If-Unmodified-Since": modified}
@@ -195,7 +197,7 @@ def _same_in(url: str, info: dict[str, Any]) -> dict[str, str]:
 
 
 def ask(url: str, ranges: Sequence[Range]) -> "Future[list[bytes]]":
-    """Asks for `ranges` of the object at `url`, all at once."""
+    """Requests `ranges` of the object at `url`, all at once."""
     filesystem, path = _client(url)
 
     async def read(begin: int, end: int) -> bytes:
@@ -208,7 +210,7 @@ def ask(url: str, ranges: Sequence[Range]) -> "Future[list[bytes]]":
 
 
 def fetch(url: str, begin: int, end: int, take: Callable[[int, bytes], object]) -> None:
-    """Gives `take` the bytes from `begin` to `end`, in order, as (where they begin, bytes). Raises as `waited` does."""
+    """Calls `take` with the bytes from `begin` to `end`, in order, as (position, bytes). Raises as `waited` does."""
     starts = range(begin, end, PART)
     for first in range(0, len(starts), PARTS_AT_ONCE):
         parts = [(start, min(end, start + PART)) for start in starts[first : first + PARTS_AT_ONCE]]
@@ -225,19 +227,19 @@ def read_whole(url: str) -> bytes:
 
 
 def objects_at(url: str) -> list[str]:
-    """The URLs of all objects below `url`, or that match it where it holds a *. Raises as `waited` does."""
+    """The URLs of all objects below `url`; if it has a *, of those that match it. Raises as `waited` does."""
     filesystem, path = _client(url)
     names = waited(_started(_tried(partial(_call, filesystem, "glob" if "*" in path else "find", path), LIST_SECONDS)))
     return [filesystem.unstrip_protocol(name) for name in names]
 
 
 def waited(future: "Future[T]") -> T:
-    """The answer. Raises `StoreError`, or another `OSError` for what is not there or may not be read, and `UserError`
-    for a protocol that is not installed."""
+    """Waits for the result. Raises `StoreError`, or another `OSError` for an object that does not exist or may not be
+    read, and `UserError` for a protocol that is not installed."""
     began = time.perf_counter()
     try:
         while True:
-            watchdog.progress()  # every wait ends by itself
+            watchdog.progress()  # no hang: every request has a time limit
             try:
                 return future.result(timeout=1.0)
             except TimeoutError:
@@ -248,7 +250,7 @@ def waited(future: "Future[T]") -> T:
 
 
 def serves_ranges(url: str) -> bool:
-    """Whether the store has not shown that it gives whole objects only."""
+    """Whether the store serves ranges, as far as is known."""
     return _store(url) not in _without_ranges
 
 
@@ -267,7 +269,7 @@ def _note_without_ranges(url: str) -> None:
 
 
 def _client(url: str) -> tuple[Any, str]:
-    """What speaks the protocol of `url`, and the path there. Raises `UserError` for one that is not installed."""
+    """The filesystem for the protocol of `url`, and the path in it. Raises `UserError` if it is not installed."""
     protocol = url.partition("://")[0]
     try:
         filesystem, path = url_to_fs(url, **(OPTIONS[protocol] if protocol in OPTIONS else {}))
@@ -290,7 +292,7 @@ def _seconds(size: int) -> float:
 
 
 async def _call(filesystem: Any, method: str, *args: Any, **kwargs: Any) -> Any:
-    """A method of a filesystem, which blocks a thread where it is not one of coroutines."""
+    """Calls a method of a filesystem; in a thread, if the filesystem has no coroutines."""
     if filesystem.async_impl:
         return await getattr(filesystem, f"_{method}")(*args, **kwargs)
     return await asyncio.to_thread(getattr(filesystem, method), *args, **kwargs)
@@ -305,25 +307,25 @@ async def _range(filesystem: Any, path: str, url: str, begin: int, end: int) -> 
             headers = {"headers": HEADERS | same} if same else {}
             data = await _call(filesystem, "cat_file", path, start=begin, end=end, **headers)
     except Exception as error:
-        refused = "IfMatch" in same and getattr(error, "errno", None) == errno.EINVAL  # as s3fs translates it
+        refused = "IfMatch" in same and getattr(error, "errno", None) == errno.EINVAL  # s3fs turns 412 into this
         if getattr(error, "status", None) != 412 and not refused:
             raise
-        # Whoever looks next asks anew; a late answer to an earlier tag says nothing of what was found since
+        # The next reader requests the status again, unless it was requested since this range was
         if url in _looks and _looks[url].until and _looks[url].same == same:
             _looks[url].until = 0.0
             log.warning(CHANGED, masked(url))
         raise ChangedError(errno.ESTALE, "it has changed in the store since it was looked at") from error
     count(bytes=len(data))
-    if len(data) > end - begin:  # all of it
+    if len(data) > end - begin:  # the whole object
         _note_without_ranges(url)
         data = data[begin:end]
     if len(data) < end - begin:
-        raise StoreError(errno.EIO, f"{len(data)} of {end - begin} bytes came")
+        raise StoreError(errno.EIO, f"only {len(data)} of {end - begin} bytes were received")
     return data
 
 
 async def _range_of_s3(filesystem: Any, path: str, begin: int, end: int, tag: str) -> bytes:
-    """A range of an object, as s3fs asks for it, if it still has this tag."""
+    """A range of an object, requested as s3fs does, but only if the object still has this tag."""
     bucket, key, _ = filesystem.split_path(path)
     wanted = {"Bucket": bucket, "Key": key, "Range": f"bytes={begin}-{end - 1}", "IfMatch": tag}
     body = (await filesystem._call_s3("get_object", **wanted))["Body"]
@@ -334,7 +336,7 @@ async def _range_of_s3(filesystem: Any, path: str, begin: int, end: int, tag: st
 
 
 async def _tried(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
-    """The answer to the first attempt that succeeds, each within `seconds`."""
+    """The result of the first attempt that succeeds. Each may take `seconds`."""
     cause: BaseException = TimeoutError()
     for number in range(TRIES):
         if number:
@@ -342,11 +344,11 @@ async def _tried(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
         count(requests=1)
         try:
             return await asyncio.wait_for(attempt(), seconds)
-        # of any client: what it is called says little, and another try costs little
+        # any exception: clients raise many kinds, and another try costs little
         except Exception as error:
             cause = error
         if isinstance(cause, FileNotFoundError) and type(cause.__cause__).__module__.startswith("aiohttp"):
-            cause = cause.__cause__ or cause  # fsspec calls whatever a HEAD fails with so
+            cause = cause.__cause__ or cause  # fsspec raises this for every failure of a HEAD request
         lasting = isinstance(cause, FINAL) or type(cause).__name__ == "NoCredentialsError"
         if lasting or getattr(cause, "status", None) in FINAL_STATUS:
             raise _in_words(cause) from cause
@@ -361,7 +363,7 @@ def _in_words(error: BaseException) -> OSError:
         return FileNotFoundError(errno.ENOENT, "there is no such object in the store")
     if isinstance(error, PermissionError) or status in (401, 403) or type(error).__name__ == "NoCredentialsError":
         detail = masked(str(error)) if isinstance(error, PermissionError) or status is None else f"status {status}"
-        return PermissionError(errno.EACCES, f"the store does not let it be read ({detail}): look at its credentials")
+        return PermissionError(errno.EACCES, f"the store refuses access ({detail}): check the credentials")
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return StoreError(errno.ETIMEDOUT, "the store did not answer in time")
     text = f"status {status}" if status else masked(str(error)) or "no answer"

@@ -1,5 +1,5 @@
-"""An MP4 file in a store without most of its pictures: a file of its size that holds what its boxes say, and is empty
-elsewhere. What is in a video is found out from that, and little of the file is fetched."""
+"""Outlines of MP4 files in a store: sparse files of the same size, with all boxes but not the pictures. The metadata of
+a video is read from its outline, so little of the file is fetched."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,16 +10,16 @@ from vidtrain.data.stores import files, objects
 from vidtrain.data.stores.objects import Range
 from vidtrain.data.stores.places import member_of
 
-SMALLEST = 2 << 20  # bytes; smaller files are fetched whole, which takes no longer, and is not worth a word
-AT_ONCE = 64 << 10  # bytes that are read where a box begins
-LARGEST_MOOV = 64 << 20
+SMALLEST = 2 << 20  # bytes; smaller files are fetched whole without a warning, as that takes no longer
+AT_ONCE = 64 << 10  # bytes that are read at the beginning of a box
+LARGEST_MOOV = 64 << 20  # bytes
 MOST_BOXES = 64  # at the top level
-# A file in fragments has others, whose packets are told of between their pictures
+# A file in fragments has other boxes too: the metadata of its packets lies between the pictures
 KNOWN_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"udta", b"meta", b"pdin")
 
 
 class Outline:
-    """The file: `add` fetches ranges of it."""
+    """The outline of the file at `path`, which has `length` bytes. It is empty until parts of it are added."""
 
     def __init__(self, path: str, length: int):
         member = member_of(path)
@@ -29,6 +29,7 @@ class Outline:
         self.file.truncate(length)
 
     def add(self, ranges: Sequence[Range]) -> list[bytes]:
+        """Fetches `ranges` of the file, writes them to the outline and returns them. Raises `OSError`."""
         wanted = [(self._begin + begin, self._begin + min(end, self.length)) for begin, end in ranges]
         parts = objects.waited(objects.ask(self._url, wanted))
         for (begin, _), data in zip(ranges, parts, strict=True):
@@ -36,7 +37,8 @@ class Outline:
         return parts
 
     def add_boxes(self) -> bool:
-        """Fetches all but the pictures; whether that is all that there is to know, as in files without fragments."""
+        """Fetches all but the pictures. Returns whether that is all metadata, as it is in files without fragments.
+        Raises `OSError`."""
         at, data, begin = 0, self.add([(0, AT_ONCE)])[0], 0
         kinds: list[bytes] = []
         while at + 8 <= self.length and len(kinds) < MOST_BOXES:
@@ -58,14 +60,15 @@ class Outline:
 
 
 def worth_outlining(path: str) -> bool:
-    """Whether the file lies in a store, and is so large that parts of it take less time than all. Raises `OSError`."""
+    """Whether the file lies in a store, and is so large that an outline takes less time than all of it. Raises
+    `OSError`."""
     return files.in_store(path) and files.file_status(path).size >= SMALLEST
 
 
 @contextmanager
 def outlined(path: str) -> Iterator[Outline | None]:
-    """The outline of an MP4 file in a store, which stands in for the file meanwhile; None for others, and for files in
-    fragments. Raises `OSError`."""
+    """A context in which the outline of an MP4 file in a store is read in place of the file. Yields None for other
+    files and for files in fragments. Raises `OSError`."""
     status = files.file_status(path)
     outline = Outline(path, status.size)
     if not outline.add_boxes():

@@ -1,11 +1,11 @@
-"""What the path of a video names: a plain file, a URL, or the member of a tar file that is either of them.
+"""The paths of videos. A path names a plain file, a URL, or a member of a tar file, which is either of them itself.
 
     /data/cat.mp4
     s3://bucket/cat.mp4
     s3://bucket/shards/000012.tar::000000123/cat.mp4@1536+88231
 
-The last one is the bytes from 1536 on, 88231 of them, of the tar file, where the member 000000123/cat.mp4 lies.
-Functions on text alone: nothing here is looked up.
+The last one is the member 000000123/cat.mp4 of the tar file: 88231 bytes from byte 1536 on. The functions of this
+module only process text; they open no file.
 """
 
 import os
@@ -20,7 +20,7 @@ from vidtrain.errors import UserError
 # A protocol, or several that fsspec chains: s3://, simplecache::s3://
 _URL = re.compile(r"[A-Za-z][\w+.-]*(::[A-Za-z][\w+.-]*)*://")
 _MEMBER = re.compile(r"(?P<archive>.+\.tar)::(?P<name>.+)@(?P<begin>\d+)\+(?P<length>\d+)", re.DOTALL)
-# Queries that are signed name a signature, and most of them what it is of
+# Names in signed queries: of a signature, a credential or a password
 SIGNED = re.compile(r"sig(nature)?|.*-signature|.*token|.*credential|.*secret|.*key-?id|pass(wor|w)?d?|api-?key", re.I)
 
 
@@ -38,12 +38,12 @@ class Member(NamedTuple):
 
 
 def is_plain(path: str) -> bool:
-    """Whether `path` is that of a file of its own, which the system opens."""
+    """Whether `path` is that of a file which the operating system can open."""
     return not is_url(path) and member_of(path) is None
 
 
 def is_url(path: str) -> bool:
-    """Whether `path` begins with a protocol, or is within a tar file that does."""
+    """Whether `path` is a URL, or a member of a tar file at a URL."""
     return "://" in path and _URL.match(path) is not None
 
 
@@ -58,7 +58,7 @@ def member_of(path: str) -> Member | None:
 
 
 def name_of(path: str) -> str:
-    """The name of the file, without folders: that of a member, and of a URL without its query."""
+    """The name of the file or member, without folders and without the query of a URL."""
     if member := member_of(path):
         return PurePosixPath(member.name).name
     if is_http(path):
@@ -67,7 +67,7 @@ def name_of(path: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """`path` as it is named from anywhere."""
+    """The absolute path of `path`."""
     member = member_of(path)
     if is_url(path) or member is None:
         return path if is_url(path) else os.path.abspath(path)
@@ -75,7 +75,7 @@ def absolute(path: str) -> str:
 
 
 def joined(folder: str, name: str) -> str:
-    """The path of the file `name`, relative to `folder`, in which a URL is a folder too."""
+    """The path of the file `name` in `folder`, which may be a URL."""
     if is_url(name):
         return name
     if not is_url(folder):
@@ -87,7 +87,7 @@ def joined(folder: str, name: str) -> str:
 
 
 def relative(path: str, folder: str) -> str:
-    """`path` as seen from `folder`; as it is, where one is a URL and not within the other."""
+    """`path` relative to `folder`; unchanged, if one of them is a URL and `path` is not below `folder`."""
     if not is_url(path) and not is_url(folder):
         return os.path.relpath(path, folder)
     head = folder.rstrip("/") + "/"
@@ -95,7 +95,7 @@ def relative(path: str, folder: str) -> str:
 
 
 def common_folder(paths: Iterable[str]) -> str:
-    """The folder that all `paths` lie in, with all that lies between; empty where files and URLs have none."""
+    """The deepest folder that holds all `paths`; empty if there is none, as for files and URLs together."""
     folders = {os.path.dirname(absolute(path)) for path in paths}
     if not any(map(is_url, folders)):
         return os.path.commonpath(folders)
@@ -106,8 +106,8 @@ def common_folder(paths: Iterable[str]) -> str:
 
 
 def check_no_secret(path: str, setting: str = "") -> None:
-    """Raises `UserError` for a URL with a password or a signed query, as paths are kept in indexes, lists and logs.
-    The message names the `setting` that holds it, and no secret."""
+    """Raises `UserError` for a URL with a password or a signed query, as paths are written to indexes, lists and logs.
+    The message names the `setting` that has it, but not the secret."""
     if not is_url(path):
         return
     parts = urlsplit(path.rpartition("::")[2] if "::" in path and not member_of(path) else path)
@@ -117,6 +117,6 @@ def check_no_secret(path: str, setting: str = "") -> None:
     what = f"a signed query ({', '.join(signed)})" if signed else "a password"
     raise UserError(
         f"{setting + ': ' if setting else ''}the URL {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} "
-        f"comes with {what}, which would be kept in the index, in lists and in logs: take it out, and give credentials "
-        "where the store's client looks for them, as ~/.netrc for HTTP, and AWS_PROFILE or ~/.aws for S3"
+        f"has {what}, which would be written to the index, to lists and to logs: remove it, and give credentials "
+        "where the store's client looks for them: in ~/.netrc for HTTP, in AWS_PROFILE or ~/.aws for S3"
     )

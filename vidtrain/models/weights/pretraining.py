@@ -386,7 +386,7 @@ def layout_of(model: MaskedModel, transformers: bool) -> str:
     if isinstance(model, MaskedAutoencoder):
         return (VIDEOMAE_TRANSFORMERS if transformers else VIDEOMAE_PRETRAINED).name
     if transformers and isinstance(model, DenseJointEmbedding):
-        raise UserError("formats: transformers has no layout for V-JEPA 2.1: say formats=[original]")
+        raise UserError("formats: transformers has no layout for V-JEPA 2.1: set formats=[original]")
     if transformers:
         return VJEPA_2_TRANSFORMERS.name
     if isinstance(model, DenseJointEmbedding):
