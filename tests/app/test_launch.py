@@ -5,8 +5,10 @@ import re
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from fork_server import run_program
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -325,6 +327,16 @@ def test_an_optimizer_that_schedules_cannot_steer_is_refused():
     assert "optimizer: Rprop has no weight_decay, which schedules set; choose another" in found
     (found,) = faults("optimizer._target_=torch.optim.LBFGS", *rest)
     assert "per-parameter options" in found
+
+
+def test_an_optimizer_may_divide_its_groups_as_in_training(monkeypatch):
+    def by_name(params, lr: float):
+        assert all(group["lr_scale"] > 0 and group["wd_scale"] >= 0 for group in params)
+        return torch.optim.AdamW([group for group in params if group["name"].startswith("head")], lr=lr)
+
+    monkeypatch.setitem(sys.modules, "own_optimizers", SimpleNamespace(by_name=by_name))
+    rest = [f"~optimizer.{key}" for key in ("weight_decay", "betas", "eps", "fused")]
+    assert faults("optimizer._target_=own_optimizers.by_name", *rest) == []
 
 
 PROGRAMS = (

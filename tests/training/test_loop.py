@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.training import loop
-from vidtrain.training.losses import ClassSums, CrossEntropy
+from vidtrain.training.losses import Classification, ClassSums, CrossEntropy, HeadOutputs
 from vidtrain.training.phases import TrainState
 from vidtrain.training.run import HeadGridSettings, PhaseSettings
 
@@ -72,6 +73,60 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_weights_move(run_loop
     with pytest.raises(DivergedError, match=r"nan at step 2, on these files:\n  a.mp4"):
         run_loop(epochs=1, accumulation=2, loss=NanAt(5))
     assert len(moved) == 1
+
+
+@dataclass(frozen=True)
+class WithPenalty(Classification):
+    def __call__(self, clip_logits, targets):
+        output = super().__call__(clip_logits, targets)
+        penalty = output.logits.square().mean(dim=(1, 2))
+        return HeadOutputs(output.logits, output.losses + 10 * penalty, {"penalty": penalty})
+
+
+@pytest.mark.parametrize("heads", [None, HeadGridSettings(lr=[0.1, 0.01], weight_decay=[0.0])])
+def test_terms_of_the_loss_are_logged_by_name(run_loop, monkeypatch, heads):
+    phases = {"full": PhaseSettings(encoder_blocks=0, heads=heads)}
+    plain = run_loop("plain", epochs=1, accumulation=2, phases=phases).rows[0]
+    monkeypatch.setitem(run_loop.__globals__, "Classification", WithPenalty)
+    row = run_loop(epochs=1, accumulation=2, phases=phases).rows[0]
+    assert row["train/penalty"] > 0
+    assert row["train/step_loss"] == pytest.approx(plain["train/step_loss"] + 10 * row["train/penalty"])
+    assert "train/penalty" not in plain
+
+
+class OwnForHead(torch.optim.Optimizer):
+    """SGD with its own peak rate for the head, AdamW for the encoder."""
+
+    def __init__(self, groups, lr=0.01, weight_decay=0.0, head_lr=0.1):
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        head = [group for group in self.param_groups if group["name"].startswith("head")]
+        rest = [group for group in self.param_groups if group not in head]
+        for group in head:
+            group["lr_scale"] *= head_lr / lr
+        self.parts = [torch.optim.SGD(head, lr=lr, momentum=0.9), torch.optim.AdamW(rest, lr=lr)]
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure=None):
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self):
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict):
+        for part, stored in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(stored)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def test_an_optimizer_of_several_steps_each_part_and_survives_a_resume(run_loop):
+    whole = run_loop("whole", optimizer=OwnForHead)
+    assert (whole.rows[0]["lr/head"], whole.rows[0]["lr/encoder"]) == (pytest.approx(0.1), 0.01)
+    assert run_loop("again", stop_after=5, optimizer=OwnForHead) is None
+    again = run_loop("again", optimizer=OwnForHead)
+    assert again.state.total_step == whole.state.total_step == 12
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
 
 
 def test_sums_leave_out_a_head_that_has_diverged():

@@ -184,8 +184,11 @@ def _check_parts(cfg: DictConfig, training: bool) -> Faults:
 
 
 def _try_optimizer(cfg: DictConfig) -> None:
-    """Builds the optimizer on two parameter groups, like training's groups with and without weight decay."""
-    groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+    """Builds the optimizer on two parameter groups, like those of `vidtrain.training.stages.parameter_groups`."""
+    groups = [
+        {"name": name, "params": [nn.Parameter(torch.zeros(1))], "lr_scale": 1.0, "wd_scale": decay}
+        for name, decay in (("head", 1.0), ("encoder.no_decay", 0.0))
+    ]
     built = build.instantiate_component(cfg.optimizer, params=groups)
     absent = sorted({"lr", "weight_decay"} - built.defaults.keys())
     if absent:

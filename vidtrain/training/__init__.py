@@ -1,8 +1,9 @@
 """The training loop: it takes the `Run` that the app assembles, and produces checkpoints, log rows and trained weights.
 
 Read first, in this order: loop.py, phases.py, run.py.
-To add a term of the loss: `Classification` in losses.py; a hook: `Run` and vidtrain.runs.assemble.Record; a setting:
-`TrainerSettings` in run.py.
+To add a term of the loss: `Classification` in losses.py; a hook: a field of `Run` and vidtrain.runs.assemble.Record,
+which vidtrain/train.py fills and loop.py calls; a setting: `TrainerSettings` in run.py; a config group: `RunConfig` in
+vidtrain/config/schemas.py, and its default in conf/_run.yaml.
 
 loop.py        the loop
 phases.py      `Trainer` and `TrainState`, the state of the whole run; `Phase`, the state of one phase

@@ -82,7 +82,7 @@ def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_
     device, clips_seen, data_seconds, store_seconds = run.ranks.device, 0, 0.0, 0.0
     seed_step(run.seed, state.total_step, run.ranks)  # for dropout and drop path
     rates = phase.optimizers.set_rates(phase.lr, phase.weight_decay, state.step + 1, phase.total)
-    losses, indices = [], []  # of each micro-batch
+    losses, terms, indices = [], [], []  # of each micro-batch
     for micro in range(settings.accumulation):
         waiting = time.perf_counter()
         batch = phase.next_batch(state.total_step + 1)
@@ -103,13 +103,16 @@ def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_
             phase.optimizers.backward(output.losses / settings.accumulation)
         phase.sums.add(output.losses.detach(), output.logits.detach(), labels)
         losses.append(output.losses.detach())
+        terms.append(output.terms)
         indices.append(batch.indices)
         clips_seen += batch.clips.shape[0] * batch.clips.shape[1]
         clock.mark("backward")
     norms = phase.optimizers.clip(settings.clip_grad, settings.clip_grad_by)
-    # A row for each micro-batch and one for the norms; a column for each head. The only wait for the device
-    *by_micro, grad_norms = torch.stack([row.double() for row in (*losses, norms)]).tolist()
-    micro_losses = [finite_mean(values) for values in by_micro]
+    # A row for each micro-batch, one for the norms and one for each term; a column for each head. The only wait for the
+    # device
+    named = {name: torch.stack([each[name].detach() for each in terms]).mean(0) for name in terms[0]}
+    rows = torch.stack([row.double() for row in (*losses, norms, *named.values())]).tolist()
+    micro_losses, grad_norms = [finite_mean(values) for values in rows[: len(losses)]], rows[len(losses)]
     for loss, videos in zip(micro_losses, indices, strict=True):
         if not math.isfinite(loss):  # before the weights change, so no checkpoint holds them
             files = [run.train_paths[index] for index in videos.tolist()]
@@ -124,8 +127,9 @@ def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_
     phase.objective.after_step()
     clock.mark("optimizer")
     state.loss = sum(micro_losses) / settings.accumulation
+    term_means = dict(zip(named, map(finite_mean, rows[len(losses) + 1 :]), strict=True))
     waits = data_seconds, store_seconds
-    return StepResult(state.total_step, state.loss, finite_mean(grad_norms), rates, clips_seen, *waits)
+    return StepResult(state.total_step, state.loss, finite_mean(grad_norms), term_means, rates, clips_seen, *waits)
 
 
 def log_step(trainer: Trainer, phase: Phase, result: StepResult, seconds: float) -> None:
@@ -133,6 +137,7 @@ def log_step(trainer: Trainer, phase: Phase, result: StepResult, seconds: float)
     state.seconds = time.perf_counter() - trainer.started
     metrics = {
         "train/step_loss": result.loss,
+        **{f"train/{name}": value for name, value in result.terms.items()},
         "train/grad_norm": result.grad_norm,
         "train/clips_per_s": result.clips * run.ranks.world_size / seconds,
         "train/data_share": result.data_seconds / seconds,

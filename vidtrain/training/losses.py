@@ -4,7 +4,9 @@ A loss is the plain mean over samples, so it does not depend on the number of ra
 weighted mean does, because it divides by the sum of the weights in the batch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
@@ -283,6 +285,7 @@ class HeadOutputs(NamedTuple):
 
     logits: Tensor  # [h b k], fused over the clips of a video; without classes, k is 0
     losses: Tensor  # [h], the mean over videos
+    terms: Mapping[str, Tensor] = MappingProxyType({})  # [h] each: parts of the losses, logged as train/NAME
 
 
 class Objective(Protocol):
@@ -308,6 +311,8 @@ class Classification:
 
     Add further terms of the loss in `__call__`: `head_logits` holds the raw clip logits of each head, and the fused
     `logits` are log-probabilities if fusion is mean_probs or joint. Such terms count in train/loss, not in val/loss.
+    Return them in `terms`, too, and each is logged by its name. Their weights can be fields of the loss, which its YAML
+    sets (`loss.NAME=0.1`).
     """
 
     loss: Loss

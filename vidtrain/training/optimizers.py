@@ -28,7 +28,9 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 class _Member(NamedTuple):
     """What one loss trains. `OptimizerSet` holds a member for each of the h losses, in their order.
 
-    To give parts of one model optimizers of their own, put several optimizers into one member, with one scaler.
+    To give parts of one model optimizers of their own, write an optimizer that steps several and divides its groups by
+    their `name` (see `parameter_groups`). `set_rates` sets each group's rates: a part's own peak rate belongs into
+    `lr_scale`, as a factor.
     """
 
     parameters: list[nn.Parameter]

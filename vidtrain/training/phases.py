@@ -87,6 +87,7 @@ class StepResult(NamedTuple):
     total_step: int  # counted over all phases, this step included
     loss: float  # the mean over micro-batches, and in a grid over the heads whose loss is finite
     grad_norm: float  # before clipping
+    terms: dict[str, float]  # parts of the loss, by name (`HeadOutputs.terms`)
     rates: dict[str, float]  # learning rate of each parameter group, and the largest weight decay
     clips: int  # number of clips that this rank trained on
     data_seconds: float  # time spent waiting for the loader
