@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # so that --help does not wait for the imports of PyAV and nu
 EXIT_BOUND_EXCEEDED = 3
 # Modules that the fork server imports once for all workers; the first one imports all that this program imports
 PRELOAD = ("vidtrain.app.launch", "vidtrain.data.audit.inspection")
-SHOWN = 10  # at most so many unreadable files are printed
+SHOWN = 10  # at most this many unreadable files are printed
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:

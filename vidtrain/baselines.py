@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # so that --help does not wait for the import of torch
     from vidtrain.training.run import Console
 
 NEIGHBORS_OF = ("mean_frame",)  # its nearest neighbors find near duplicates of test videos in train
-SHOWN_MISSING = 5  # at most so many missing videos are printed
+SHOWN_MISSING = 5  # at most this many missing videos are printed
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:

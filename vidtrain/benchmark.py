@@ -28,8 +28,8 @@ def check(cfg: DictConfig) -> Faults:
     elif not faults:
         name = cfg.phase or next(iter(cfg.stage))
         if OmegaConf.select(cfg, f"stage.{name}.cache_features"):
-            why = "trains on features that are read from a cache, which this program does not measure"
-            faults.append((f"stage.{name}.cache_features", f"{name} {why}: set false, or another phase="))
+            why = "trains on cached features, which this program does not measure"
+            faults.append((f"stage.{name}.cache_features", f"{name} {why}: set it to false, or choose another phase="))
     return faults
 
 

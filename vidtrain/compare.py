@@ -23,7 +23,7 @@ from vidtrain.files.folders import RunLock, check_links
 if TYPE_CHECKING:  # so that --help does not wait for the import of numpy
     from vidtrain.training.run import Console
 
-MOST_SHOWN = 30  # at most so many recipes are in the console's table
+MOST_SHOWN = 30  # at most this many recipes are in the console's table
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:

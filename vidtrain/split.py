@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # so that --help does not wait for the import of numpy
 SEPARATOR = "|"  # between the labels of a video, unless the listing has a separator
 ANNOTATIONS = "annotations.json"
 SPLITS = ("train", "val", "test")
-NAMED = 10  # at most so many absent classes are named
+NAMED = 10  # at most this many absent classes are named
 # Settings of a listing that are not in `listing` here, and settings of sources that have another name here
 BESIDE_LISTING = ("group_column", "group_pattern", "classes")
 RENAMED = {"root": "path", "split": "shares"}

@@ -85,11 +85,11 @@ def test_two_strides_are_still_refused():
 def test_the_log_says_where_each_value_is_from():
     overrides = ["model=videomae_base", "clip.frames=8"]
     line = describe_published(config_of("train", *overrides), overrides, {"model": "videomae_base"})
-    assert line.startswith("clips of model=videomae_base: by the command line frames=8; as published frame_step=4, ")
-    assert "size=224, interpolation=bilinear" in line and line.endswith("fusion=mean_probs")
+    assert line.startswith("clips of model=videomae_base: frames=8 (set on the command line); frame_step=4, ")
+    assert "size=224, interpolation=bilinear" in line and line.endswith("fusion=mean_probs (as published)")
     choices = {"model": "videomae_base", "experiment": "videomae_staged"}
     line = describe_published(config_of("train", "experiment=videomae_staged"), [], choices)
-    assert "by experiment=videomae_staged frames=8, size=192, interpolation=bicubic, fusion=mean_logits" in line
+    assert "frames=8, size=192, interpolation=bicubic, fusion=mean_logits (set by experiment=videomae_staged)" in line
     assert describe_published(config_of("train"), [], {"model": "vit3d_micro"}) is None
 
 
@@ -101,12 +101,12 @@ def test_weights_that_never_saw_such_clips_are_warned_about():
     assert warnings("model=vjepa2_vitl") == []
     assert warnings("model=vjepa2_vitl", "clip.size=[256,256]", "clip.frames=8") == []
     assert warnings("model=vjepa2_vitl", "clip.size=32", "clip.std=[1,1,1]") == [
-        "the pretrained weights have never seen clip.size=32: they were trained with clip.size=256",
-        "the pretrained weights have never seen clip.std=[1.0,1.0,1.0]: they were trained with "
+        "clip.size=32 differs from the clips of the pretrained weights, which were trained with clip.size=256",
+        "clip.std=[1.0,1.0,1.0] differs from the clips of the pretrained weights, which were trained with "
         "clip.std=[0.229,0.224,0.225]",
     ]
     (color,) = warnings("model=timm_frames", mean=[0.5, 0.5, 0.5], size=224)
-    assert color.endswith("clip.mean=[0.485,0.456,0.406]: they were trained with clip.mean=[0.5,0.5,0.5]")
+    assert color.endswith("which were trained with clip.mean=[0.5,0.5,0.5]")
     assert warnings("model=vit3d_base", "clip.size=64") == []
     assert warnings("model=efficientnet_lite0", mean=[127 / 255] * 3) == []
 

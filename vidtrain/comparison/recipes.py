@@ -17,11 +17,11 @@ from vidtrain.runs.folder import RESUMABLE
 
 # Settings that change only names, speed or the log, and not the results
 IGNORED = (*RESUMABLE, "name", "trainer.cpu_threads", "trainer.eval_batch_size", "trainer.log_every")
-MOST_BINS = 4  # numbers that hardly repeat are put into at most so many bins
+MOST_BINS = 4  # numbers that hardly repeat are put into at most this many bins
 RUNS_PER_BIN = 3  # at least
 ABSENT = "absent"  # shown for a setting that other runs have and this run does not
 UNNAMED = "default"  # shown for a config group or experiment that no override of the run sets
-MOST_NAMED = 4  # at most so many settings are in a label
+MOST_NAMED = 4  # at most this many settings are in a label
 KEY_LENGTH = 16  # longer keys are shortened in a label
 
 Settings = Mapping[str, Any]  # by dotted key

@@ -27,9 +27,9 @@ from vidtrain.evaluation.resampling import FROM_LOGITS
 from vidtrain.files.escaping import shown_some
 from vidtrain.training.run import Console
 
-SHOWN_FLIPS = 200  # at most so many videos whose prediction changed are in the summary
-FEWEST_TRIALS = 3  # so many recipes or more are treated as a sweep
-LISTED = 8  # at most so many runs or recipes are named in a note
+SHOWN_FLIPS = 200  # at most this many videos whose prediction changed are in the summary
+FEWEST_TRIALS = 3  # this many recipes or more are treated as a sweep
+LISTED = 8  # at most this many runs or recipes are named in a note
 
 Plain = dict[str, Any]
 Comparisons = Mapping[int, Comparison]  # comparisons with the baseline, by the number of the other recipe

@@ -20,7 +20,7 @@ from vidtrain.tracking.run_log import each_metric
 if TYPE_CHECKING:  # so that --help does not wait for the import of numpy
     from vidtrain.evaluation.predictions import Predictions
 
-MOST_FAULTS = 8  # at most so many runs that cannot be read are listed
+MOST_FAULTS = 8  # at most this many runs that cannot be read are listed
 ENDED_AS = {
     FAULTY: "failed",
     DIVERGED: "diverged",

@@ -241,14 +241,14 @@ def describe_published(cfg: DictConfig, overrides: Sequence[str], choices: Mappi
         if name in published and value == published[name]:
             origin = "as published"
         elif key in unset:
-            origin = "by default"
+            origin = "default"
         elif any(override.lstrip("+").startswith(f"{key}=") for override in overrides):
-            origin = "by the command line"
+            origin = "set on the command line"
         else:
-            origin = f"by {' '.join(recipes) or 'the configuration'}"
+            origin = f"set by {' '.join(recipes) or 'the configuration'}"
         origins.setdefault(origin, []).append(f"{name}={value}")
     return f"clips of model={choices['model']}: " + "; ".join(
-        f"{origin} {', '.join(texts)}" for origin, texts in origins.items()
+        f"{', '.join(texts)} ({origin})" for origin, texts in origins.items()
     )
 
 
@@ -263,7 +263,7 @@ def unseen_clips(cfg: DictConfig, file_settings: Mapping[str, Any]) -> list[str]
         if key in seen and not _is_near(value, seen[key], 0 if key == "size" else COLOR_ROUNDING):
             shown, trained = (str(numbers).replace(" ", "") for numbers in (value, seen[key]))
             warnings.append(
-                f"the pretrained weights have never seen clip.{key}={shown}: they were trained with "
+                f"clip.{key}={shown} differs from the clips of the pretrained weights, which were trained with "
                 f"clip.{key}={trained}"
             )
     return warnings

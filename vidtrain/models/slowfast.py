@@ -18,7 +18,7 @@ NUM_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # per s
 # Temporal kernels of the blocks' first convolutions, by stage: the slow pathway has them only in the last stages
 SLOW_KERNELS, FAST_KERNELS = (1, 1, 3, 3), (3, 3, 3, 3)
 SLOW_STEM_KERNEL, FAST_STEM_KERNEL = 1, 5
-STRIDE = 32  # pixels: the side of a token, as stem, pool and the last three stages halve the size
+STRIDE = 32  # the side of a token in pixels: stem, pool and the last three stages each halve the size
 
 Pair = tuple[int, int]  # kernels or strides: along time, and along height and width
 
@@ -41,7 +41,8 @@ def convolution(dim_in: int, dim_out: int, kernel: Pair, stride: Pair = (1, 1), 
 
 
 class Stem(nn.Module):
-    """Convolution, batch norm, ReLU and, with `max_pool`, a spatial max pool. Halves h and w, with the pool twice."""
+    """Convolution, batch norm, ReLU and, with `max_pool`, a spatial max pool. It halves h and w; the pool halves
+    them again."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Pair, max_pool: bool):
         super().__init__()
@@ -139,9 +140,9 @@ class StagedEncoder(nn.Module):
         return rearrange(x, "b d t h w -> b (t h w) d")
 
     def initialize(self, zero_init: bool, activation_checkpointing: bool) -> None:
-        """Initializes convolutions after He et al. 2015 (arXiv:1502.01852), by fan out; norms already are one and zero.
-        With `zero_init` every branch starts as zero, so that a block is its shortcut (Goyal et al. 2017,
-        arXiv:1706.02677)."""
+        """Initializes convolutions after He et al. 2015 (arXiv:1502.01852), by fan out. Batch norms keep the
+        scale 1 and the shift 0. With `zero_init` every branch starts as zero, so that a block is its shortcut (Goyal et
+        al. 2017, arXiv:1706.02677)."""
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -28,7 +28,7 @@ from vidtrain.files.folders import IN_CHECKOUT, ROOT
 from vidtrain.tracking.console import Console, NullConsole
 from vidtrain.tracking.logger_process import Loggers, Metric
 
-FAULTS_SHOWN = 20  # at most so many unreadable videos are named on the console
+FAULTS_SHOWN = 20  # at most this many unreadable videos are named on the console
 MAX_WAITING_ROWS = 100_000  # of a file, in memory, while the disk is full: about 10 MB
 
 

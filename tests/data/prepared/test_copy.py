@@ -96,7 +96,7 @@ def test_what_could_not_be_read_is_listed_and_tried_again(tmp_path, sources, cop
 
 
 def test_a_manifest_gets_the_copies_paths_and_keeps_the_rest(sources, copy):
-    copy.record(sources[1], signature(sources[1]), PrepareResult(cause="no frame of it decodes"))
+    copy.record(sources[1], signature(sources[1]), PrepareResult(cause="no frame decodes"))
     records = [
         Record(sources[2], 1, "anna", (1, 0), start=1.5, end=4.0, source=1),
         Record(sources[1], 0, "bert", (0,)),

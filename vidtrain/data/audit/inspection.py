@@ -107,7 +107,7 @@ def inspect_video(
     try:
         report = decode_all(info)
         if not report.num_frames:
-            raise DecodeError(path, joined("no frame of it decodes", first_error(report.errors)))
+            raise DecodeError(path, joined("no frame decodes", first_error(report.errors)))
         refused = _count_refused(info, report, size_changes)
     except DecodeError as error:
         return _unreadable(path, error.cause, thumbnails, max_pixels)

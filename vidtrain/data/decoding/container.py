@@ -214,7 +214,7 @@ def sound_image(path: str, max_pixels: int) -> av.VideoFrame:
     """The picture of an image file. Raises `DecodeError` if there is none, or if it is damaged."""
     frame, made_up = next(frames_in_order(path, max_pixels), (None, False))
     if frame is None:
-        raise DecodeError(path, "no frame of it decodes")
+        raise DecodeError(path, "no frame decodes")
     if made_up:
         raise DecodeError(path, "the picture is damaged")
     return frame

@@ -29,7 +29,7 @@ TELLING_CODECS = ("h264", "hevc", "vp9", "av1")
 
 @dataclass(slots=True)
 class CodedPicture:
-    """The properties of one coded picture, read from its bits; False if they cannot be read."""
+    """The properties of one coded picture, read from its bits; the defaults if they cannot be read."""
 
     clean: bool = False  # whether it and all frames shown after it decode exactly without earlier packets
     layer: int = 0  # the temporal layer of a picture of HEVC, which may refer to lower layers
@@ -124,7 +124,8 @@ class ParametersInMidStream:
         self._other_kinds: set[int] = set()
 
     def known_at(self, picture: CodedPicture) -> bool:
-        """Whether a decoder that starts with `picture`, of the next packet, has the right parameter sets."""
+        """Whether a decoder that starts with `picture` has the right parameter sets. Call it once for each packet, in
+        order."""
         kinds = {self._kind(unit) for unit in picture.parameters}
         self._other_kinds.update(self._kind(unit) for unit in picture.parameters if unit not in self._record)
         return self._other_kinds <= kinds

@@ -59,11 +59,10 @@ RATED_CODECS = ("h264", "hevc")
 HIGHEST_CODED_RATE = 300  # frames per second; a higher number is the rate of a clock
 # In Matroska a packet's position is that of its block's header, which has at most this many bytes
 HEADER = 64
-# Of a file in a store, this many first packets and this many bytes of each keyframe are fetched, at most this share of
-# the file
-OPENING = 32
-KEY_HEAD = 4 << 10
-MOST_OUTLINED = 0.5
+# Parts of a file in a store that are fetched for its metadata
+OPENING = 32  # first packets
+KEY_HEAD = 4 << 10  # bytes of each later keyframe
+MOST_OUTLINED = 0.5  # share of the file; if the parts are larger, the whole file is fetched
 NONE = np.array([], dtype=np.int32)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 NUMBER = re.compile(r"(\d+)")
@@ -73,12 +72,12 @@ def read_metadata(path: str, max_pixels: int = MAX_PIXELS, whole: bool = True) -
     """The metadata of the video file at `path`. Raises `DecodeError` if it cannot be read as a video, and for pictures
     of more than `max_pixels`.
 
-    Where `whole` is not needed, little is fetched of an MP4 file in a store: then its `digest` is empty, and all its
-    pictures are taken for ones that others refer to. `objects.used` counts the large files of which that does not do.
+    Unless `whole`, only small parts of an MP4 file in a store are fetched. Its `digest` then is empty, and no picture
+    counts as disposable. `objects.used` counts the large files for which these parts did not suffice.
     """
     try:
         size = file_status(path).size
-        if is_plain(path) and not os.path.isfile(path):  # a pipe would wait
+        if is_plain(path) and not os.path.isfile(path):  # opening a pipe would wait for its writer
             raise DecodeError(path, "not a file")
     except OSError as error:
         raise DecodeError(path, error.strerror) from error
@@ -326,7 +325,7 @@ def _decoded(path: str, scan: _Scan) -> VideoInfo:
             watchdog.progress()
             shown.append(fingerprint(frame))
     if first is None:
-        raise DecodeError(path, "no frame of it decodes")
+        raise DecodeError(path, "no frame decodes")
     table = scan.trial(path).verified(shown, scan.pictures) if scan.in_place else None
     ticks_and_tick = frame_times(StatedTimes(times, let_out, scan.sent), scan.time_base, scan.rate)
     if ticks_and_tick is None:
@@ -347,7 +346,7 @@ def read_image_folder(folder: str, frame_rate: float, max_pixels: int = MAX_PIXE
     with opened(images[0], max_pixels) as (container, stream):
         first = next(container.decode(stream), None)
         if first is None:
-            raise DecodeError(images[0], "no frame of it decodes")
+            raise DecodeError(images[0], "no frame decodes")
         aspect = aspect_of(stream, orientation_of(first))
     if cause := larger(first.width, first.height, max_pixels):
         raise DecodeError(images[0], cause)

@@ -26,12 +26,11 @@ from vidtrain.errors import UserError
 
 log = logging.getLogger(__name__)
 
-PREFETCH = 4  # batches for each worker that are read and not yet used, or being read
+PREFETCH = 4  # batches for each worker that are being read, or wait to be used
 PINNED_AHEAD = 2  # batches
 WHOLE = (
-    "%d of the first %d videos were fetched whole from their store to read their metadata, as others like them "
-    "will be, once each: only MP4 files without fragments and fields need no more than parts of them; "
-    "python -m vidtrain.prepare makes such copies"
+    "%d of the first %d videos were fetched whole from their store to read their metadata; others like them will be, "
+    "too, once each. Parts suffice of MP4 files without fragments and fields, such as python -m vidtrain.prepare makes"
 )
 START_METHOD: StartMethod = "fork"  # shares the manifest's memory and takes milliseconds
 

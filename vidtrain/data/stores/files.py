@@ -30,7 +30,7 @@ MOST_AT_ONCE = 64 << 20
 MOST_REQUESTS = 2  # to a store, for a run of packets; the request for its status is not counted
 MOST_SURPLUS = 0.1  # unneeded bytes from a store, as a share of the needed ones
 SMALL_GAP = 0.01  # as a share of the needed bytes: once the surplus is exceeded, such a gap costs less than a request
-IN_MEMORY = 32 << 20  # a whole object of at most so many bytes is held in memory
+IN_MEMORY = 32 << 20  # a whole object of at most this many bytes is held in memory
 
 
 class ByteRanges(Protocol):
