@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, no network, and where real videos for development may lie."""
 
+import atexit
 import gc
 import logging
 import os
@@ -86,6 +87,8 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     finally:
         gc.freeze()
         gc.enable()
+        # or libraries of C++ take what is left for leaks, and list them; at the very end, as pytest collects before
+        atexit.register(gc.unfreeze)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -95,10 +98,6 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             sys.modules["fork_server"].fork_off()
     return (yield)
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()  # or libraries of C++ take what is left for leaks, and list them
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m takes slow ones away

@@ -47,6 +47,7 @@ class HttpStore:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the acknowledgment of its header
     store: HttpStore
 
     def do_HEAD(self) -> None:
@@ -113,7 +114,7 @@ def serving(folder: Path, latency: float = 0.0, ranges: bool = True) -> Iterator
     """The files below `folder` at the `url` of what is given."""
     store = HttpStore(folder, latency, ranges)
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": store}))
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     store.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
         yield store
