@@ -96,16 +96,16 @@ def test_every_call_arrives_in_order_at_each_of_several(notes, run, tmp_path, ca
         ("fail", "close", "OSError: no space left on the device"),
         ("die", "start", "its process has ended"),
         ("die", "log", "its process has ended"),
-        ("hang", "start", "it did not end within 1 s, and lacks the calls that it had not read"),
-        ("hang", "log", "it did not end within 1 s, and lacks the calls that it had not read"),
-        ("stop", "log", "it did not end within 1 s, and lacks the calls that it had not read"),
+        ("hang", "start", "it did not end within 0.4 s, and lacks the calls that it had not read"),
+        ("hang", "log", "it did not end within 0.4 s, and lacks the calls that it had not read"),
+        ("stop", "log", "it did not end within 0.4 s, and lacks the calls that it had not read"),
         ("refuse", "start", "no key"),
     ],
 )
 def test_a_fault_switches_one_logger_off_with_one_warning(notes, run, tmp_path, caplog, fault, trigger, said):
     faulty, sound = notes("faulty", fault=fault, trigger=trigger), notes("sound")
     if fault in ("hang", "stop"):
-        faulty.close_seconds = 1.0
+        faulty.close_seconds = 0.4
     log_a_run(Loggers({"faulty": faulty, "sound": sound}), run)
     (warning,) = warnings(caplog)
     assert warning.startswith(f"Notes is switched off for this run: {said}")
