@@ -87,7 +87,8 @@ def audit(cfg: DictConfig) -> None:
     exceeded = [bound for bound in summary["bounds"] if not bound["kept"]]
     if exceeded:
         names = ", ".join(f"{bound['name']}={bound['bound']} (found {bound['shown']})" for bound in exceeded)
-        fail(f"bounds exceeded: {names}", EXIT_BOUND_EXCEEDED)
+        advice = "correct the dataset (the page lists what and where), or set larger bounds; null is no bound"
+        fail(f"bounds exceeded: {names}; {advice}", EXIT_BOUND_EXCEEDED)
 
 
 def inspect_all(

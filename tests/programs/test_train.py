@@ -398,7 +398,7 @@ def test_unreadable_videos_are_recorded_replaced_and_counted(config, tmp_path):
     assert trained["train/faults"] == 1
 
     strict = config(f"run_dir={tmp_path}/strict", f"data_root={tmp_path}", "trainer.max_unreadable_fraction=0.01")
-    with pytest.raises(UserError, match=r"1 of .*20 videos.*max_unreadable_fraction=1%"):
+    with pytest.raises(UserError, match=r"1 of .*20 readings.*max_unreadable_fraction=0.01 allows"):
         train(strict)
 
 

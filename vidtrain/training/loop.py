@@ -234,7 +234,7 @@ def check_faults(faults: int, settings: TrainerSettings, per_epoch: int) -> None
     videos = per_epoch * settings.batch_size
     if faults > settings.max_unreadable_fraction * videos:
         raise UserError(
-            f"{faults} of this epoch's {videos} videos could not be read, more than "
-            f"trainer.max_unreadable_fraction={settings.max_unreadable_fraction:.0%}; "
-            "faults_rank*.jsonl in the run folder names them"
+            f"{faults} of this epoch's {videos} readings of videos failed, more than "
+            f"trainer.max_unreadable_fraction={settings.max_unreadable_fraction:g} allows; faults_rank*.jsonl in the "
+            "run folder names the files. Repair them, take them out of the dataset, or allow a larger fraction"
         )
