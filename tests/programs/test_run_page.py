@@ -100,15 +100,17 @@ def test_baselines_of_the_summary_are_held_beside_the_result(run):
         {"name": name, "metric": "top1", "baseline": 0.7, "run": 0.82, "difference": difference, "low": low,
          "high": high, "videos": 120, "units": 30}
         for name, difference, low, high in (
-            ("mean frame", 0.12, 0.03, 0.21), ("motion map", 0.02, -0.05, 0.1), ("oracle", -0.2, -0.3, -0.1))
+            ("mean frame", 0.12, 0.03, 0.21), ("motion map", 0.02, -0.05, 0.1), ("oracle", -0.2, -0.3, -0.1),
+            ("one group", 0.2, None, None))
     ]  # fmt: skip
     rewrite(run / "summary.json", baselines=rows)
-    assert [row["verdict"] for row in read_facts(run)["baselines"]] == ["better", "alike", "worse"]
+    assert [row["verdict"] for row in read_facts(run)["baselines"]] == ["better", "alike", "worse", "unknown"]
     write_page(run, run / "report.html")
     words = read(run).words
     assert "better by more than chance Against mean frame: top-1 accuracy 0.8200 beside 0.7000" in words
     assert "not different from chance Against motion map" in words
     assert "worse by more than chance Against oracle" in words
+    assert "no interval, so whether by chance is not known Against one group" in words
     assert "vidtrain.baselines" not in words
 
 

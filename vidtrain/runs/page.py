@@ -196,11 +196,11 @@ def _baselines(
 
 
 def _judged(row: Plain) -> Plain:
-    """A baseline with a verdict: better or worse if the interval of the run's difference does not contain 0, else
-    alike."""
+    """A baseline with a verdict: better or worse if the interval of the run's difference does not contain 0, alike if
+    it does, unknown without an interval."""
     sign = -1 if row["metric"] in CLOSING_DIRECTIONS and CLOSING_DIRECTIONS[row["metric"]] == "min" else 1
     bounds = [row[key] for key in ("low", "high")]
-    verdict = "alike"
+    verdict = "unknown" if None in bounds else "alike"
     if None not in bounds and (bounds[0] > 0 or bounds[1] < 0):
         verdict = "better" if sign * bounds[0] > 0 else "worse"
     return {**row, "verdict": verdict}
