@@ -158,5 +158,5 @@ def test_refuses():
         Mixing(-1.0, 1.0)
     with pytest.raises(UserError, match="switch_probability=2"):
         Mixing(switch_probability=2.0)
-    with pytest.raises(ValueError, match="labels of 3 classes where there are 4"):
+    with pytest.raises(ValueError, match="labels have 3 classes, not 4"):
         Mixing()(noise(), torch.zeros(2, 3), 4, KEY)
