@@ -13,6 +13,7 @@ from vidtrain.config.targets import suggest
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS
 from vidtrain.evaluation.resampling import FROM_LOGITS, FROM_PREDICTIONS, PRECISION_DRAWS, PRECISIONS
+from vidtrain.reports.pages import setting
 from vidtrain.runs.folder import RESUMABLE
 
 # Settings that change only names, speed or the log, and not the results
@@ -132,7 +133,7 @@ def labels(grouped: Sequence[Recipe], compared: Collection[int]) -> dict[int, st
 def label(settings: Settings) -> str:
     """Settings as a short text, such as `lr=0.001, augmentation=none`."""
     short = {key: key if len(key) <= KEY_LENGTH else f"{key[: KEY_LENGTH - 1]}…" for key in settings}
-    assignments = [f"{short[key]}={_plain(value)}" for key, value in settings.items()]
+    assignments = [f"{short[key]}={setting(value)}" for key, value in settings.items()]
     if len(assignments) > MOST_NAMED:
         assignments = [*assignments[: MOST_NAMED - 1], f"and {len(assignments) - MOST_NAMED + 1} more"]
     return ", ".join(assignments)
@@ -147,14 +148,6 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
         others = [f".{other}" for other in keys if other != key]
         names[key] = next((end for end in ends if not any(other.endswith(f".{end}") for other in others)), key)
     return names
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _is_below(key: str, above: Collection[str]) -> bool:

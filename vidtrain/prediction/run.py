@@ -224,7 +224,7 @@ class Reader:
         dataset = LengthDataset(self.paths, videos.index, videos.manifest.frame_rate, quarantine)
         tasks = tasks_of([1] * len(self.paths), LENGTH_BATCH_SIZE)
         loader = eval_loader(dataset, tasks, self.workers, False, self.decode_timeout_s)
-        with self.console.phase("looking at lengths", len(tasks)):
+        with self.console.phase("reading lengths of videos", len(tasks)):
             for number, batch in enumerate(loader, start=1):
                 self._note(batch.faults)
                 for place, index in enumerate(batch.indices.tolist()):

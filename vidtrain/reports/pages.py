@@ -116,8 +116,11 @@ def percent(share: float | None, digits: int = 1) -> Number | None:
 
 
 def setting(value: object) -> str:
-    """A setting's value as text; a `Number` if it is a number, so that columns are aligned."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    """A setting's value as it is written on a command line; a `Number` if it is a number, so that columns are
+    aligned."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
         return Number(f"{value:.4g}" if isinstance(value, float) else value)
     return "null" if value is None else str(value)
 
