@@ -89,7 +89,7 @@ def test_it_trains_as_without_a_cache_and_encodes_once(config, tmp_path, capsys,
     # again, from what is there, without the encoder
     monkeypatch.setattr(frozen_encoder, "_chunk", None)
     train(config(f"run_dir={tmp_path}/again", *CACHED))
-    assert "listing-train: reading 4.61e-05 GB of tokens" in " ".join(capsys.readouterr().out.split())
+    assert "listing-train: reading 0.0461 MB of tokens" in " ".join(capsys.readouterr().out.split())
     assert untimed(tmp_path / "again") == cached
 
 
