@@ -75,11 +75,9 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     if session.config.pluginmanager.hasplugin("dsession"):  # its workers collect
         return (yield)
     from quick_hydra import remember
-    from quick_shapes import derive_quickly
     from stored_videos import store_videos
 
     remember()
-    derive_quickly()
     store_videos()
     os.fsync = leave_unsynced
     try:
