@@ -56,6 +56,7 @@ def test_class_folders(videos, tmp_path, capsys):
     }  # fmt: skip
     shown = capsys.readouterr().out
     assert "80 videos of 2 classes" in shown and "70.0%" in shown and "each video is a group" not in shown
+    assert "experiment=few_labels" in shown
     assert sorted(path.name for path in out.iterdir()) == [
         "annotations.json",
         "test.csv",
@@ -67,7 +68,7 @@ def test_class_folders(videos, tmp_path, capsys):
 def read_as_told(overrides: list[str]):
     """The splits that the training app reads when it is told what split prints."""
     cfg = config_of("train", *overrides)
-    assert check_run(cfg) == []
+    assert check_run(cfg) == [] == check_run(config_of("train", "experiment=few_labels", *overrides))
     return build.instantiate_component(cfg.dataset.source).manifests()
 
 

@@ -14,6 +14,7 @@ from vidtrain.config.overrides import quoted
 from vidtrain.config.targets import check_settings
 from vidtrain.errors import UserError, pluralize
 from vidtrain.files.escaping import shown_some
+from vidtrain.files.folders import install_hint
 
 if TYPE_CHECKING:  # so that --help does not wait for the import of numpy
     from vidtrain.data.manifest.manifest import Manifest
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # so that --help does not wait for the import of numpy
 SEPARATOR = "|"  # between the labels of a video, unless the listing has a separator
 ANNOTATIONS = "annotations.json"
 SPLITS = ("train", "val", "test")
+FEW = 5000  # videos for which experiment=few_labels is advised
 NAMED = 10  # at most this many absent classes are named
 # Settings of a listing that are not in `listing` here, and settings of sources that have another name here
 BESIDE_LISTING = ("group_column", "group_pattern", "classes")
@@ -80,6 +82,11 @@ def split(cfg: Any) -> None:
     console.info(f"wrote {', '.join(texts)} into {out}")
     overrides = _training_overrides(cfg, pool, "test" in splits, separator)
     console.info(f"train with: python -m vidtrain.train {' '.join(overrides)}")
+    if len(pool) <= FEW:
+        console.info(
+            "with so few videos, and no GPU, add experiment=few_labels, which needs ImageNet weights: "
+            f"{install_hint('weights')}"
+        )
 
 
 def read_pool(cfg: Any) -> "Manifest":

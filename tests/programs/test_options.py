@@ -137,6 +137,7 @@ def test_several_labels_are_learned_and_reported(config, tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["monitor"], summary["map"], summary["f1_micro"]) == ("map", 1, 1)
     assert sorted(path.name for path in (folder / "eval/val").iterdir()) == [
+        "logits.npz",
         "metrics.json",
         "per_class.csv",
         "predictions.csv",

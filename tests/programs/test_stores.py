@@ -207,7 +207,8 @@ class TestPrograms:
             store.latency = 0.0
         result = json.loads((tmp_path / "out/benchmark.json").read_text())
         assert result["verdict"]["bound"] == "store" and result["store"]["share"] > 0.5
-        assert 1 <= result["store"]["requests_per_clip"] <= 3
+        # one or two for each clip; those of the first clips may be made before they are counted
+        assert 0.5 <= result["store"]["requests_per_clip"] <= 3
 
 
 @pytest.mark.parametrize(
