@@ -112,6 +112,8 @@ def test_logits_lie_beside_their_predictions(tmp_path):
     assert found.logits.labels(["run", "sit"], several=False).tolist() == [1, 0]
     other = Predictions(["c.mp4", "a.mp4"], ["", "run"], ["sit", "run"], np.ones(2, bool), None, True)
     assert align([found, other]).rows == [[0, 2], [1, 0]]
+    with pytest.raises(UserError, match=r"logits\.npz lacks the class jump"):
+        found.logits.labels(["run", "jump"], several=False)
     with pytest.raises(UserError, match=r"logits\.npz has 3 rows"):
         found.logits.read([0, 3])
     (tmp_path / "logits.npz").write_bytes((tmp_path / "logits.npz").read_bytes()[:-30])

@@ -62,8 +62,11 @@ class StoredLogits:
 
     def labels(self, texts: Sequence[str], several: bool) -> Tensor:
         """The labels of videos as the metrics take them, from their texts in predictions.csv: classes int64 [v] or,
-        with `several` labels a video, 0 and 1 float32 [v k]."""
+        with `several` labels a video, 0 and 1 float32 [v k]. Raises `UserError` for a label that is not a class."""
         number = {name: place for place, name in enumerate(self.classes)}
+        unknown = {name for text in texts for name in _names(text, several)} - number.keys()
+        if unknown:
+            raise UserError(f"{self.path} lacks the class {min(unknown)} of predictions.csv beside it: {AGAIN}")
         if not several:
             return torch.tensor([number[text] for text in texts], dtype=torch.int64)
         labels = torch.zeros(len(texts), len(self.classes))
