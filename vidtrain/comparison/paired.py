@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, bootstrap_interval, percentile_interval, resampled_means
+from vidtrain.evaluation.metrics import (
+    CLOSING_DIRECTIONS,
+    bootstrap_interval,
+    count_units,
+    percentile_interval,
+    resampled_means,
+)
 from vidtrain.evaluation.predictions import Aligned, Predictions, align, logits_and_labels
 from vidtrain.evaluation.resampling import (
     FROM_LOGITS,
@@ -207,10 +213,9 @@ def class_changes(
         hits = np.stack([np.isin(videos, run[number]) for run in predicted])
         recall = hits.mean(axis=1)
         f1 = 2 * hits.sum(axis=1) / np.array([len(videos) + len(run[number]) for run in predicted])
-        groups, units = shared.groups, len(videos)
+        groups = shared.groups
         if groups is not None:
             groups = np.unique(groups[videos], return_inverse=True)[1]
-            units = int(groups.max()) + 1
         sampled = resample(_difference(hits.T, n), groups)
         if min(n, len(hits) - n) > 1:
             sampled = sampled + seed_noise(recall[n:], draws, rng) - seed_noise(recall[:n], draws, rng)
@@ -221,7 +226,7 @@ def class_changes(
                 recall_baseline=float(recall[:n].mean()),
                 recall_other=float(recall[n:].mean()),
                 recall_difference=float(_difference(recall, n)),
-                interval=bootstrap_interval(sampled, confidence, units),
+                interval=bootstrap_interval(sampled, confidence, count_units(len(videos), groups)),
                 f1_baseline=float(f1[:n].mean()),
                 f1_other=float(f1[n:].mean()),
                 f1_difference=float(_difference(f1, n)),

@@ -22,6 +22,7 @@ from vidtrain.comparison.recipes import (
 )
 from vidtrain.comparison.runs import Run
 from vidtrain.config.schemas import CompareConfig
+from vidtrain.errors import pluralize
 from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, EVALUATIONS
 from vidtrain.evaluation.resampling import FROM_LOGITS
 from vidtrain.files.escaping import shown_some
@@ -239,7 +240,7 @@ def _on_protocols(study: Study) -> Iterator[str]:
         listed = "; ".join(
             f"{kind.protocol} on {kind.split}{', several labels a video' if kind.several else ''}"
             f"{f', probed with {kind.probed}' if kind.probed else ''} "
-            f"({count} run{'' if count == 1 else 's'})"
+            f"({pluralize(count, 'run')})"
             for kind, count in counts.items()
         )
         consequence = (

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.metrics import bootstrap_interval, parts, resampled_means
+from vidtrain.evaluation.metrics import bootstrap_interval, count_units, parts, resampled_means
 
 CELLS = 1 << 18  # logits that are processed at a time: they fit in a core's cache
 BINS = 15  # as Guo et al. and torchmetrics have it
@@ -123,7 +123,7 @@ def reliability(results: Sequence[Outcomes], groups: np.ndarray | None) -> list[
     costs = np.concatenate(columns, dtype=np.float32)  # float32 suffices: the variance of draws is far larger
     means = resampled_means(costs, groups, DRAWS, np.random.default_rng(0))
     sampled = iter(np.split(means, np.cumsum([len(column) for column in columns])[:-1], axis=1))
-    units = len(results[0].nll) if groups is None else int(groups.max()) + 1
+    units = count_units(len(results[0].nll), groups)
     rows = []
     for result in results:
         row: dict[str, Any] = {"units": units, "chance": _chance(result), "bins": _diagram(result)}
@@ -330,7 +330,7 @@ def _folds(v: int, groups: np.ndarray | None) -> Tensor:
 
 
 def _check_enough(method: str, labels: Tensor, k: int, groups: np.ndarray | None) -> None:
-    units = len(labels) if groups is None else int(groups.max()) + 1
+    units = count_units(len(labels), groups)
     if len(labels) < LEAST or units < 2:
         raise UserError(
             f"a temperature needs {LEAST} val videos or more, in two groups or more; there are {len(labels)} in {units}"

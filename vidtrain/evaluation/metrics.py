@@ -280,6 +280,11 @@ def percentile_interval(samples: np.ndarray, confidence: float) -> tuple[float, 
     return round(float(low), 12) + 0.0, round(float(high), 12) + 0.0
 
 
+def count_units(videos: int, groups: np.ndarray | None) -> int:
+    """How many units a draw of `videos` has: their `groups` [v], numbered from 0, or the videos if these are None."""
+    return videos if groups is None else int(groups.max()) + 1
+
+
 def bootstrap_interval(samples: np.ndarray, confidence: float, units: int) -> tuple[float, float] | None:
     """The `percentile_interval` of draws of `units` videos or groups. None for a single one: all its draws are equal,
     and their interval of width 0 would look certain."""

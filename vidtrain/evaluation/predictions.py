@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vidtrain.errors import UserError
+from vidtrain.evaluation.metrics import count_units
 from vidtrain.files.atomic import replacing_path
 from vidtrain.files.escaping import read_csv
 
@@ -141,7 +142,7 @@ class Aligned:
     @property
     def units(self) -> int:
         """How many units a bootstrap draw has: groups, or videos."""
-        return len(self.paths) if self.groups is None else int(self.groups.max()) + 1
+        return count_units(len(self.paths), self.groups)
 
 
 def read_predictions(path: Path, several: bool = False) -> Predictions:

@@ -10,6 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vidtrain.errors import pluralize
 from vidtrain.files import escaping
 from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.escaping import csv_text
@@ -218,7 +219,7 @@ def compare_page(summary: Plain, pictures: Sequence[str], folder: Path) -> str:
     recipes, runs = len(summary["recipes"]), len(summary["runs"])
     return render(
         "compare.html.jinja",
-        title=f"{runs} runs of {recipes} recipe{'' if recipes == 1 else 's'}",
+        title=f"{runs} runs of {pluralize(recipes, 'recipe')}",
         compared=summary,
         pictures={name: _picture(folder / f"{name}.png") for name in pictures},
         ranking=ranked(summary),
